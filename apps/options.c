@@ -1,0 +1,433 @@
+/* options.c - the flags of all subcommands: one table, one parser, one help printer.
+ *
+ * The table is the truth: the parser's checks, the help pages and their defaults are all made from it. */
+#include "options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "report.h"
+
+#define HELP_COLUMNS 96
+
+typedef enum option_type { OPTION_FLAG, OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE } option_type;
+
+typedef struct option {
+    int commands;
+    const char *group;
+    char letter;       /* 0: none */
+    const char *names; /* long names without dashes, separated by '|' */
+    const char *meta;  /* name of the value in the help */
+    option_type type;
+    size_t at;         /* offset of the value in options */
+    double min, max;
+    const char *(*choices)(void); /* names separated by ", " */
+    const char *also;             /* one more choice, or NULL */
+    const char *standard;         /* the default in words; NULL: print the default value, "": print none */
+    const char *help;
+} option;
+
+static const char *rope_choices(void)
+{
+    return "none, linear, yarn";
+}
+
+#define GENERATING (CMD_RUN | CMD_CHAT)
+#define LOADING (CMD_RUN | CMD_CHAT | CMD_EVAL)
+#define READING (CMD_RUN | CMD_TOKENIZE | CMD_EVAL)
+#define ALL_COMMANDS (CMD_RUN | CMD_CHAT | CMD_TOKENIZE | CMD_EVAL | CMD_INSPECT)
+#define AT(field) offsetof(options, field)
+#define WHOLE(field, lo, hi) OPTION_INT, AT(field), lo, hi, NULL, NULL
+#define REAL(field, lo, hi) OPTION_REAL, AT(field), lo, hi, NULL, NULL
+#define WORDS(field) OPTION_TEXT, AT(field), 0, 0, NULL, NULL
+#define ONE_OF(field, names, extra) OPTION_CHOICE, AT(field), 0, 0, names, extra
+#define SWITCH(field) OPTION_FLAG, AT(field), 0, 0, NULL, NULL
+
+static const char group_input[] = "Model and input";
+static const char group_context[] = "Context and KV cache";
+static const char group_rope[] = "Contexts longer than the trained one";
+static const char group_template[] = "Chat template";
+static const char group_generation[] = "Generation";
+static const char group_machine[] = "Machine";
+static const char group_output[] = "Output";
+
+static const option table[] = {
+    {ALL_COMMANDS, group_input, 'm', "model", "FILE", WORDS(model), "", "The model, a GGUF file; of a split model its first part."},
+    {READING, group_input, 'f', "file", "FILE", WORDS(file), "", "Read the text from FILE, byte for byte."},
+    {CMD_RUN, group_input, 'p', "prompt", "TEXT", WORDS(prompt), "",
+     "The prompt. With -f too, the file's text comes first, then a blank line, then TEXT. Without -p and -f the prompt is read from standard input."},
+    {CMD_TOKENIZE, group_input, 'p', "prompt", "TEXT", WORDS(prompt), "", "The text itself. Without -p and -f it is read from standard input."},
+
+    {CMD_RUN | CMD_CHAT | CMD_INSPECT, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 1, 1 << 30), "the model's trained context",
+     "Positions that the context holds, prompt and answer together. Reserves address space; memory is taken as positions are used."},
+    {CMD_EVAL, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 4, 1 << 30), "512", "Tokens of a chunk: the length at which the text is evaluated."},
+    {CMD_EVAL, group_context, 0, "chunks", "N", WHOLE(chunks, -1, 1 << 30), NULL, "Chunks to evaluate; -1: all that the text gives."},
+    {GENERATING, group_context, 0, "kv-policy", "NAME", ONE_OF(kv_policy, spw_kv_policies, NULL), NULL,
+     "What a generated token attends to: full (everything) or window (only the first --kv-sink and the newest --kv-window positions)."},
+    {GENERATING, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
+    {GENERATING, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+
+    {LOADING, group_rope, 0, "rope-scaling", "KIND", ONE_OF(rope_scaling, rope_choices, NULL), "as the model file says",
+     "How positions beyond the trained context are mapped into it."},
+    {LOADING, group_rope, 0, "rope-scale", "X", REAL(rope_scale, 1, 1024), "as the model file says",
+     "Factor by which the context is stretched; needs --rope-scaling linear or yarn."},
+    {LOADING, group_rope, 0, "rope-freq-base", "X", REAL(rope_freq_base, 1, 1e12), "as the model file says", "Base of the rotary frequencies."},
+    {LOADING, group_rope, 0, "yarn-orig-ctx", "N", WHOLE(yarn_orig_ctx, 1, 1 << 30), "the model's trained context", "Context that YaRN starts from."},
+
+    {GENERATING, group_template, 0, "chat-template", "NAME", ONE_OF(chat_template, spw_chat_templates, "none"), "the model's own",
+     "Chat template to use in place of the model's own; none: the prompt is plain text to be continued."},
+    {GENERATING, group_template, 0, "system", "TEXT", WORDS(system), "the template's", "System message."},
+
+    {GENERATING, group_generation, 'n', "predict|n-predict", "N", WHOLE(predict, -1, 1 << 30), NULL,
+     "Tokens to generate at most; -1: until the model ends its answer or the context is full."},
+    {GENERATING, group_generation, 0, "temp", "X", REAL(temp, 0, 100), NULL, "Temperature; 0: always the most likely token."},
+    {GENERATING, group_generation, 0, "top-k", "N", WHOLE(top_k, 0, 1 << 30), NULL, "Choose among the N most likely tokens; 0: off."},
+    {GENERATING, group_generation, 0, "top-p", "X", REAL(top_p, 0, 1), NULL, "Choose among the most likely tokens that hold the share X of the probability; 1: off."},
+    {GENERATING, group_generation, 0, "min-p", "X", REAL(min_p, 0, 1), NULL, "Leave out tokens less likely than X times the most likely one; 0: off."},
+    {GENERATING, group_generation, 0, "repeat-penalty", "X", REAL(repeat_penalty, 0.01, 100), NULL, "Penalty for tokens that occurred lately; 1: off."},
+    {GENERATING, group_generation, 0, "repeat-last-n", "N", WHOLE(repeat_last_n, 0, 1 << 20), NULL, "Tokens that the penalty looks back."},
+    {GENERATING, group_generation, 's', "seed", "N", WHOLE(seed, -1, 4294967295.0), NULL, "Seed of the sampler; -1: a fresh one, which the statistics name."},
+    {GENERATING, group_generation, 0, "ignore-eos", NULL, SWITCH(ignore_eos), "", "Never choose a token that ends the answer."},
+
+    {LOADING, group_machine, 't', "threads", "N", WHOLE(threads, 1, 256), "one per core", "Threads that compute. Results do not depend on it."},
+    {LOADING, group_machine, 'b', "batch-size", "N", WHOLE(batch, 1, 8192), NULL, "Tokens of the prompt that are evaluated at once. Results do not depend on it."},
+
+    {CMD_TOKENIZE, group_output, 0, "ids", NULL, SWITCH(ids), "", "Print the ids alone, on one line, separated by spaces."},
+    {CMD_TOKENIZE, group_output, 0, "special", NULL, SWITCH(special), "", "Parse special tokens such as <|im_end|> in the text; otherwise they are plain text."},
+    {CMD_TOKENIZE, group_output, 0, "bos", NULL, SWITCH(bos), "", "Put the model's beginning-of-text token first, if it has one."},
+    {CMD_INSPECT, group_output, 0, "keys", NULL, SWITCH(keys), "", "List the file's keys and values too."},
+    {CMD_INSPECT, group_output, 0, "tensors", NULL, SWITCH(tensors), "", "List the file's tensors too."},
+    {CMD_RUN, group_output, 0, "json", NULL, SWITCH(json), "", "Print one JSON object at the end in place of streaming text."},
+    {CMD_CHAT, group_output, 0, "json", NULL, SWITCH(json), "", "Read turns from standard input, one a line; print one JSON object a line for each."},
+    {CMD_TOKENIZE, group_output, 0, "json", NULL, SWITCH(json), "", "Print a JSON array of objects with id and text."},
+    {CMD_EVAL | CMD_INSPECT, group_output, 0, "json", NULL, SWITCH(json), "", "Print one JSON object."},
+};
+#define N_OPTIONS (sizeof table / sizeof *table)
+
+static options options_defaults(void)
+{
+    spw_sampler_params sampler = spw_sampler_default_params();
+    spw_session_params session = spw_session_default_params();
+    return (options){
+        .predict = -1, .chunks = -1, .seed = -1, .batch = 512,
+        .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
+        .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
+        .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,
+    };
+}
+
+/* True when name (not NUL-terminated) is one of the words of list, which are separated by separator. */
+static bool list_has(const char *list, const char *separator, const char *name, size_t len)
+{
+    size_t gap = strlen(separator);
+    for (const char *p = list; *p;) {
+        const char *end = strstr(p, separator);
+        size_t n = end ? (size_t)(end - p) : strlen(p);
+        if (n == len && memcmp(p, name, n) == 0) return true;
+        p += n;
+        if (end) p += gap;
+    }
+    return false;
+}
+
+/* ------------------------------------------------------------------------------------------ parsing ---- */
+
+int options_distance(const char *a, const char *b)
+{
+    enum { LONGEST = 63 };
+    size_t na = strlen(a), nb = strlen(b);
+    int row[LONGEST + 1];
+    if (na > LONGEST || nb > LONGEST) return LONGEST;
+    for (size_t j = 0; j <= nb; j++) row[j] = (int)j;
+    for (size_t i = 1; i <= na; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (size_t j = 1; j <= nb; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]), drop = row[j] + 1, add = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = change < drop ? change : drop;
+            if (add < row[j]) row[j] = add;
+        }
+    }
+    return row[nb];
+}
+
+static void complain_unknown(const command *c, const char *arg)
+{
+    char typed[64], name[64], best[64] = "";
+    snprintf(typed, sizeof typed, "%.*s", (int)strcspn(arg, "="), arg);
+    int least = (int)strlen(typed) / 3 + 1;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (!(table[i].commands & c->bit)) continue;
+        for (const char *p = table[i].names; p; p = strchr(p, '|'), p += p ? 1 : 0) {
+            snprintf(name, sizeof name, "--%.*s", (int)strcspn(p, "|"), p);
+            int distance = options_distance(typed, name);
+            if (distance < least) least = distance, memcpy(best, name, sizeof best);
+        }
+    }
+    if (*best) report_error(c->name, "unknown option '%s': did you mean %s?", typed, best);
+    else report_error(c->name, "unknown option '%s': 'spillway %s --help' lists those that there are", typed, c->name);
+}
+
+static const option *find_option(const command *c, const char *arg)
+{
+    const char *name = arg + (arg[1] == '-' ? 2 : 1);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const option *o = &table[i];
+        if (!(o->commands & c->bit)) continue;
+        if (arg[1] != '-') {
+            if (o->letter && arg[1] == o->letter && arg[2] == '\0') return o;
+        } else if (list_has(o->names, "|", name, strcspn(name, "="))) {
+            return o;
+        }
+    }
+    return NULL;
+}
+
+/* Words for what an option takes: "a number from 0 to 100". */
+static void describe_value(const option *o, char *out, size_t cap)
+{
+    if (o->type == OPTION_INT) snprintf(out, cap, "a whole number from %.0f to %.0f", o->min, o->max);
+    else if (o->type == OPTION_REAL) snprintf(out, cap, "a number from %g to %g", o->min, o->max);
+    else if (o->type == OPTION_CHOICE) snprintf(out, cap, "one of %s%s%s", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
+    else snprintf(out, cap, "a value");
+}
+
+/* Stores value in *out as o says; false where it is not what o takes. */
+static bool store_value(options *out, const option *o, const char *value)
+{
+    char *at = (char *)out + o->at, *end = NULL;
+    switch (o->type) {
+    case OPTION_INT: {
+        errno = 0;
+        long long v = strtoll(value, &end, 10);
+        int64_t whole = (int64_t)v;
+        if (end == value || *end || errno || (double)v < o->min || (double)v > o->max) return false;
+        memcpy(at, &whole, sizeof whole);
+        return true;
+    }
+    case OPTION_REAL: {
+        double v = strtod(value, &end);
+        if (end == value || *end || !(v >= o->min && v <= o->max)) return false;
+        memcpy(at, &v, sizeof v);
+        return true;
+    }
+    case OPTION_CHOICE:
+        if (!list_has(o->choices(), ", ", value, strlen(value)) && !(o->also && strcmp(value, o->also) == 0)) return false;
+        memcpy(at, &value, sizeof value);
+        return true;
+    case OPTION_TEXT:
+        memcpy(at, &value, sizeof value);
+        return true;
+    case OPTION_FLAG:
+        break;
+    }
+    memcpy(at, &(bool){true}, sizeof(bool));
+    return true;
+}
+
+/* Parses one option at argv[i]; returns how many arguments it took, or 0 after a complaint. */
+static int parse_option(options *out, const command *c, int argc, char **argv, int i)
+{
+    const char *arg = argv[i], *equals = arg[1] == '-' ? strchr(arg, '=') : NULL;
+    int shown = (int)(equals ? (size_t)(equals - arg) : strlen(arg));
+    const option *o = find_option(c, arg);
+    if (!o) {
+        complain_unknown(c, arg);
+        return 0;
+    }
+    if (o->type == OPTION_FLAG) {
+        if (equals) {
+            report_error(c->name, "%.*s: takes no value, found '%s'", shown, arg, equals + 1);
+            return 0;
+        }
+        store_value(out, o, NULL);
+        return 1;
+    }
+    const char *value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+    if (!value || !store_value(out, o, value)) {
+        char wanted[300];
+        describe_value(o, wanted, sizeof wanted);
+        if (value) report_error(c->name, "%.*s: expected %s, found '%s'", shown, arg, wanted, value);
+        else report_error(c->name, "%.*s: expected %s, found nothing", shown, arg, wanted);
+        return 0;
+    }
+    return equals ? 1 : 2;
+}
+
+/* What no single option can check.  False after a complaint. */
+static bool check_together(const options *o, const command *c)
+{
+    bool stretched = o->rope_scaling && strcmp(o->rope_scaling, "none") != 0;
+    if (o->rope_scale > 0 && !stretched) {
+        report_error(c->name, "--rope-scale: needs --rope-scaling linear or yarn");
+        return false;
+    }
+    if (o->system && o->chat_template && strcmp(o->chat_template, "none") == 0) {
+        report_error(c->name, "--system: needs a chat template, and --chat-template is none");
+        return false;
+    }
+    if (!o->model && c->bit != CMD_INSPECT) {
+        report_error(c->name, "no model given: -m FILE names it");
+        return false;
+    }
+    return true;
+}
+
+parse_result options_parse(options *o, const command *c, int argc, char **argv)
+{
+    *o = options_defaults();
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            options_print_help(c);
+            return PARSE_HELP;
+        }
+    }
+    for (int i = 0; i < argc;) {
+        const char *arg = argv[i];
+        if (arg[0] == '-' && arg[1] != '\0') {
+            int taken = parse_option(o, c, argc, argv, i);
+            if (taken == 0) return PARSE_BAD;
+            i += taken;
+        } else if (c->operand && !o->operand) {
+            o->operand = arg;
+            i++;
+        } else {
+            report_error(c->name, "unexpected argument '%s'%s", arg, c->bit == CMD_RUN ? ": a prompt is given with -p" : "");
+            return PARSE_BAD;
+        }
+    }
+    return check_together(o, c) ? PARSE_OK : PARSE_BAD;
+}
+
+/* --------------------------------------------------------------------------------------------- help ---- */
+
+void options_print_wrapped(const char *words, int indent)
+{
+    int column = 0;
+    for (const char *p = words; *p;) {
+        if (*p == '\n') {
+            printf(column ? "\n" : "");
+            printf(p[1] == '\n' ? "\n" : "");
+            p += p[1] == '\n' ? 2 : 1;
+            column = 0;
+            continue;
+        }
+        int n = (int)strcspn(p, " \n");
+        if (column && column + 1 + n > HELP_COLUMNS) {
+            putchar('\n');
+            column = 0;
+        }
+        if (column) column += printf(" %.*s", n, p);
+        else column = printf("%*s%.*s", indent, "", n, p);
+        p += n;
+        while (*p == ' ') p++;
+    }
+    if (column) putchar('\n');
+}
+
+static void print_default(const option *o, const options *defaults, char *out, size_t cap)
+{
+    const char *at = (const char *)defaults + o->at;
+    int64_t whole;
+    double real;
+    const char *words;
+    *out = '\0';
+    if (o->standard) {
+        if (*o->standard) snprintf(out, cap, " [default: %s]", o->standard);
+    } else if (o->type == OPTION_INT) {
+        memcpy(&whole, at, sizeof whole);
+        snprintf(out, cap, " [default: %lld]", (long long)whole);
+    } else if (o->type == OPTION_REAL) {
+        memcpy(&real, at, sizeof real);
+        snprintf(out, cap, " [default: %g]", real);
+    } else {
+        memcpy(&words, at, sizeof words);
+        snprintf(out, cap, " [default: %s]", words);
+    }
+}
+
+static void print_option(const option *o, const options *defaults)
+{
+    char body[800], standard[100], choices[300] = "";
+    printf("  ");
+    if (o->letter) printf("-%c, ", o->letter);
+    for (const char *p = o->names; p; p = strchr(p, '|'), p += p ? 1 : 0)
+        printf("%s--%.*s", p == o->names ? "" : ", ", (int)strcspn(p, "|"), p);
+    printf("%s%s\n", o->meta ? " " : "", o->meta ? o->meta : "");
+    print_default(o, defaults, standard, sizeof standard);
+    if (o->type == OPTION_CHOICE) snprintf(choices, sizeof choices, " Choices: %s%s%s.", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
+    snprintf(body, sizeof body, "%s%s%s", o->help, choices, standard);
+    options_print_wrapped(body, 10);
+}
+
+void options_print_help(const command *c)
+{
+    options defaults = options_defaults();
+    printf("spillway %s - %s\n\nUsage:\n  spillway %s %s\n\n", c->name, c->summary, c->name, c->synopsis);
+    options_print_wrapped(c->description, 2);
+    const char *group = NULL;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (!(table[i].commands & c->bit)) continue;
+        if (table[i].group != group) printf("\n%s:\n", table[i].group);
+        group = table[i].group;
+        print_option(&table[i], &defaults);
+    }
+    printf("  -h, --help\n          Print this page.\n\nExamples:\n%s\n", c->examples);
+    printf("Exit codes:\n  0    done\n  1    failed: one line on standard error says why\n  2    the command line is wrong\n");
+    if (c->bit & GENERATING) printf("  130  interrupted by Ctrl-C, after a clean end\n");
+}
+
+/* ------------------------------------------------------------------------------------- to parameters ---- */
+
+spw_engine_params options_engine(const options *o)
+{
+    spw_engine_params p = spw_engine_default_params();
+    p.n_threads = (int)o->threads;
+    p.n_batch = (int)o->batch;
+    if (o->rope_scaling) {
+        const char *s = o->rope_scaling;
+        p.rope_scaling = strcmp(s, "yarn") == 0 ? SPW_ROPE_YARN : strcmp(s, "linear") == 0 ? SPW_ROPE_LINEAR : SPW_ROPE_NONE;
+    }
+    p.rope_scale = (float)o->rope_scale;
+    p.rope_freq_base = (float)o->rope_freq_base;
+    p.yarn_orig_ctx = (uint32_t)o->yarn_orig_ctx;
+    return p;
+}
+
+spw_session_params options_session(const options *o, uint64_t n_ctx)
+{
+    spw_session_params p = spw_session_default_params();
+    p.n_ctx = n_ctx;
+    p.kv_policy = o->kv_policy;
+    p.kv_sink = (uint32_t)o->kv_sink;
+    p.kv_window = (uint32_t)o->kv_window;
+    return p;
+}
+
+uint64_t options_seed(const options *o)
+{
+    uint32_t seed;
+    if (o->seed >= 0) return (uint64_t)o->seed;
+    if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed) seed = (uint32_t)time(NULL);
+    return seed;
+}
+
+spw_sampler_params options_sampler(const options *o, uint64_t seed)
+{
+    spw_sampler_params p = spw_sampler_default_params();
+    p.temp = (float)o->temp;
+    p.top_k = (int)o->top_k;
+    p.top_p = (float)o->top_p;
+    p.min_p = (float)o->min_p;
+    p.repeat_penalty = (float)o->repeat_penalty;
+    p.repeat_last_n = (int)o->repeat_last_n;
+    p.seed = seed;
+    return p;
+}

@@ -1,0 +1,83 @@
+/* options.h - the flags of all subcommands: one table, one parser, one help printer.
+ *
+ * A flag is declared once, in the table of options.c, with the set of subcommands that take it; a subcommand finds its
+ * values in one plain struct. */
+#ifndef SPW_APP_OPTIONS_H
+#define SPW_APP_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "spillway.h"
+
+/* Exit codes of the program. */
+enum {
+    EXIT_OK = 0,
+    EXIT_FAILED = 1,
+    EXIT_USAGE = 2,
+    EXIT_INTERRUPTED = 130,
+};
+
+/* Subcommands, as bits. */
+enum {
+    CMD_RUN = 1,
+    CMD_CHAT = 2,
+    CMD_TOKENIZE = 4,
+    CMD_EVAL = 8,
+    CMD_INSPECT = 16,
+};
+
+typedef struct options {
+    const char *model, *file, *prompt; /* NULL: not given */
+    const char *operand;               /* the argument that is no flag, where the subcommand takes one; NULL: not given */
+    int64_t ctx;                       /* 0: not given */
+    int64_t predict;                   /* -1: no limit */
+    int64_t threads, batch;
+    int64_t chunks;
+    double temp, top_p, min_p, repeat_penalty;
+    int64_t top_k, repeat_last_n;
+    int64_t seed; /* -1: not given */
+    const char *kv_policy;
+    int64_t kv_sink, kv_window;
+    const char *rope_scaling; /* NULL: as the file says */
+    double rope_scale, rope_freq_base;
+    int64_t yarn_orig_ctx;
+    const char *chat_template; /* NULL: the file's own; "none": no template */
+    const char *system;
+    bool ignore_eos, json, ids, special, bos, keys, tensors;
+} options;
+
+typedef struct command {
+    int bit;
+    const char *name;
+    const char *summary;      /* one line */
+    const char *synopsis;     /* what follows the name */
+    const char *description;  /* paragraphs, separated by "\n\n"; wrapped when printed */
+    const char *examples;     /* printed as they are */
+    const char *operand;      /* name of the argument that is no flag, or NULL */
+    int (*main)(const options *o);
+} command;
+
+typedef enum parse_result {
+    PARSE_OK,
+    PARSE_HELP, /* the help was asked for and has been printed */
+    PARSE_BAD,  /* one line on standard error says what is wrong */
+} parse_result;
+
+/* Parses argv[0 .. argc-1], the arguments behind the subcommand's name. */
+parse_result options_parse(options *o, const command *c, int argc, char **argv);
+void options_print_help(const command *c);
+/* Prints text to standard output, wrapped and indented. */
+void options_print_wrapped(const char *text, int indent);
+
+/* Edit distance of two words, for "did you mean". */
+int options_distance(const char *a, const char *b);
+
+/* The library's parameters as the flags set them. */
+spw_engine_params options_engine(const options *o);
+spw_session_params options_session(const options *o, uint64_t n_ctx);
+/* seed: what -s gave, or a fresh random one. */
+spw_sampler_params options_sampler(const options *o, uint64_t seed);
+uint64_t options_seed(const options *o);
+
+#endif

@@ -1,0 +1,303 @@
+/* spillway.h - long-context language model inference with the KV cache in host memory.
+ *
+ * The only header an application includes; C11 and C++ clean.  The objects:
+ *
+ *   spw_vocab     a tokenizer and its chat template; immutable; may be shared between threads
+ *   spw_engine    a loaded model; immutable once open; shared by its sessions
+ *   spw_session   one token timeline: its KV cache and its logits; freed before its engine is closed
+ *   spw_sampler   turns logits into tokens; seeded, so a run can be repeated
+ *   spw_file      a GGUF file as data, for looking into it without loading it
+ *
+ * Rules that hold for every function below unless its comment says otherwise:
+ *   - what can fail returns spw_status: SPW_OK, or a negative code;
+ *   - on failure nothing that the caller can see has changed, and *err, if err is not NULL, holds the
+ *     code and one line that names the object, what was expected and what was found;
+ *   - pointer arguments are borrowed for the call and never kept;
+ *   - spw_*_close and spw_*_free accept NULL;
+ *   - the library never prints, exits or aborts on what it is given;
+ *   - calls on one engine that evaluate tokens (spw_session_eval, spw_session_decode, spw_step) are
+ *     made by one thread at a time; a vocabulary, a sampler per thread and a file need no lock.
+ *
+ * Reproducibility: on one machine the bits of a row's logits depend only on the model, on the tokens of
+ * its session and on which of them were evaluated as prompt or as generated tokens: not on the number of threads, on
+ * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md).
+ */
+#ifndef SPILLWAY_H
+#define SPILLWAY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SPW_VERSION "0.1.0"
+
+/* The version of the library that is linked, as text: compare with SPW_VERSION. */
+const char *spw_version(void);
+
+typedef enum spw_status {
+    SPW_OK = 0,
+    SPW_E_ARG = -1,         /* the caller broke a documented precondition, or a value is out of range */
+    SPW_E_NOMEM = -2,       /* host or device memory ran out */
+    SPW_E_FORMAT = -3,      /* a file or text is malformed */
+    SPW_E_UNSUPPORTED = -4, /* well formed, but of a kind that this build does not know */
+    SPW_E_IO = -5,          /* the system could not open, read or write */
+    SPW_E_FULL = -6,        /* the context limit would be exceeded */
+    SPW_E_DEVICE = -7,      /* an accelerator failed */
+} spw_status;
+
+typedef struct spw_err {
+    spw_status code;
+    char msg[500]; /* NUL-terminated, one line, no newline at its end */
+} spw_err;
+
+/* Frees what a function below says must be freed by spw_free.  Takes NULL. */
+void spw_free(void *p);
+
+/* ---------------------------------------------------------------- files: a GGUF file as data ---- */
+
+typedef struct spw_file spw_file;
+
+typedef struct spw_file_key {
+    const char *name;  /* "llama.context_length" */
+    const char *type;  /* "u32", "str", "arr[str]"... */
+    uint64_t n_elems;  /* 1 for a scalar, the length of an array */
+} spw_file_key;
+
+typedef struct spw_file_tensor {
+    const char *name; /* "blk.0.attn_q.weight" */
+    const char *type; /* "Q4_K", or "type 99" where unknown */
+    int n_dims;       /* 1..4 */
+    uint64_t dims[4]; /* dims[0] is contiguous in memory; 1 beyond n_dims */
+    uint64_t bytes;   /* 0 where the type is unknown */
+} spw_file_tensor;
+
+/* What a model is, from its keys alone.  Values that the file lacks are 0, NaN-free and documented. */
+typedef struct spw_model_info {
+    char name[128];         /* general.name, or "" */
+    char architecture[64];  /* general.architecture */
+    char tokenizer[64];     /* tokenizer.ggml.model and .pre joined by '/', or "" */
+    char chat_template[32]; /* a name that spw_chat_render takes, "unknown" for a template that is not known, "" for none */
+    bool has_weights;       /* false for a vocabulary-only file */
+    uint32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    uint32_t n_ctx_train;     /* trained context length in tokens */
+    float rope_freq_base;
+    char rope_scaling[16];    /* none, linear, yarn, llama3 */
+    uint64_t n_params;        /* elements of all tensors */
+    uint64_t weight_bytes;    /* bytes of all tensors */
+    uint64_t kv_bytes_per_pos; /* host KV bytes of one position: all layers, K and V */
+} spw_model_info;
+
+/* Opens a GGUF file, or the first part of a split one (the others are found beside it by name).
+ * The mapping is kept until spw_file_close. */
+spw_status spw_file_open(spw_file **out, const char *path, spw_err *err);
+void spw_file_close(spw_file *f);
+size_t spw_file_n_keys(const spw_file *f);
+spw_file_key spw_file_key_at(const spw_file *f, size_t i);
+/* The value of key i as text in out (always NUL-terminated when cap > 0), strings unquoted and arrays as
+ * their first elements in brackets; returns the length that the whole text has. */
+size_t spw_file_key_text(const spw_file *f, size_t i, char *out, size_t cap);
+size_t spw_file_n_tensors(const spw_file *f);
+spw_file_tensor spw_file_tensor_at(const spw_file *f, size_t i);
+/* Hyper-parameters, checked for plausibility only.  SPW_E_UNSUPPORTED names an unknown architecture;
+ * *info then still holds what could be read. */
+spw_status spw_file_model_info(const spw_file *f, spw_model_info *info, spw_err *err);
+
+/* ------------------------------------------------------------------------------- vocabulary ---- */
+
+typedef struct spw_vocab spw_vocab;
+
+enum {
+    SPW_TOK_SPECIAL = 1, /* parse special tokens ("<|im_end|>") in the text; otherwise they are plain text */
+    SPW_TOK_BOS = 2,     /* put the model's beginning-of-sequence token first, if it has one */
+};
+
+/* Loads the tokenizer of a GGUF file; vocabulary-only files do. */
+spw_status spw_vocab_open(spw_vocab **out, const char *path, spw_err *err);
+void spw_vocab_close(spw_vocab *v);
+
+int32_t spw_vocab_size(const spw_vocab *v);
+int32_t spw_vocab_bos(const spw_vocab *v); /* -1: none */
+int32_t spw_vocab_eos(const spw_vocab *v); /* -1: none */
+bool spw_vocab_adds_bos(const spw_vocab *v); /* the model was trained with BOS before a text */
+/* True for every token that ends a generated turn: EOS, EOT, EOM, and what the templates use for them. */
+bool spw_vocab_is_end(const spw_vocab *v, int32_t id);
+
+/* Text (len bytes, any bytes) to ids; *ids is owned by the caller, freed by spw_free; *n may be 0 and *ids then is NULL.
+ * Bytes that are not UTF-8 are encoded byte by byte.  O(len log len) whatever the text. */
+spw_status spw_tokenize(const spw_vocab *v, const char *text, size_t len, unsigned flags, int32_t **ids, size_t *n, spw_err *err);
+
+/* The bytes that one token stands for; not NUL-terminated, may be part of a character; owned by v.
+ * Control tokens have length 0 unless special is set.  Ids out of range have length 0. */
+const char *spw_token_text(const spw_vocab *v, int32_t id, bool special, size_t *len);
+
+/* Turns generated ids into text for printing: never hands out part of a UTF-8 character, and drops the
+ * leading space that SentencePiece puts before a text. */
+typedef struct spw_detok spw_detok;
+spw_status spw_detok_create(spw_detok **out, const spw_vocab *v, spw_err *err); /* keeps v */
+void spw_detok_free(spw_detok *d);
+/* Adds one token; returns the bytes that are complete now (valid until the next call on d), *len of them. */
+const char *spw_detok_push(spw_detok *d, int32_t id, size_t *len);
+/* What is left of an unfinished character, as U+FFFD; d is empty then and can be used again. */
+const char *spw_detok_flush(spw_detok *d, size_t *len);
+
+/* ------------------------------------------------------------------------------ chat templates ---- */
+
+typedef struct spw_message {
+    const char *role; /* "system", "user" or "assistant" */
+    const char *text; /* NUL-terminated UTF-8; never parsed for special tokens */
+} spw_message;
+
+/* Name of the template that the file carries, found by fingerprint: chatml, llama2, llama3, mistral, zephyr, gemma, phi3; "unknown"
+ * when it carries another one; "" when it carries none. */
+const char *spw_vocab_chat_template(const spw_vocab *v);
+/* Names of the known templates, separated by ", ". */
+const char *spw_chat_templates(void);
+
+/* Renders msgs[from .. n_msgs-1] as token ids, followed by the opening of an assistant's turn.
+ * name     a known template, or NULL for the file's own (an unknown or missing one is SPW_E_UNSUPPORTED and names --chat-template)
+ * from     0: a new conversation: BOS and the template's default system message come first as the template
+ *          says.  k > 0: msgs[0..k-1] are in the session already, and the last of them is the assistant's answer as generated,
+ *          without its end-of-turn token: the closing of that turn comes first.
+ * *ids is freed by spw_free. */
+spw_status spw_chat_render(const spw_vocab *v, const char *name, const spw_message *msgs, size_t n_msgs, size_t from, int32_t **ids, size_t *n,
+                           spw_err *err);
+
+/* --------------------------------------------------------------------------------------- engine ---- */
+
+typedef struct spw_engine spw_engine;
+
+typedef enum spw_rope_scaling {
+    SPW_ROPE_MODEL = 0, /* what the file says */
+    SPW_ROPE_NONE,
+    SPW_ROPE_LINEAR,
+    SPW_ROPE_YARN,
+} spw_rope_scaling;
+
+typedef struct spw_engine_params {
+    int n_threads;                 /* 0: one per core that is online; at most 256 */
+    int n_batch;                   /* rows evaluated at once, 1..8192; 0: 512.  More costs memory, not exactness */
+    spw_rope_scaling rope_scaling; /* how positions beyond the trained length are mapped */
+    float rope_scale;              /* factor by which the context is stretched; 0: the file's, or 1 */
+    float rope_freq_base;          /* 0: the file's */
+    uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
+} spw_engine_params;
+
+spw_engine_params spw_engine_default_params(void);
+
+/* Loads a model: maps the file, checks every tensor's type and shape, starts the workers. */
+spw_status spw_engine_open(spw_engine **out, const char *path, const spw_engine_params *params, spw_err *err);
+void spw_engine_close(spw_engine *e);
+const spw_vocab *spw_engine_vocab(const spw_engine *e);
+/* n_ctx_train, rope and so on after params; owned by e. */
+const spw_model_info *spw_engine_info(const spw_engine *e);
+int spw_engine_n_threads(const spw_engine *e);
+int spw_engine_n_batch(const spw_engine *e);
+/* Name of the kernels in use: ref, scalar, avx2, avx512 (environment variable SPILLWAY_ISA forces one). */
+const char *spw_engine_isa(const spw_engine *e);
+
+/* Bytes needed to hold n_pos positions of one session of this model, and what the system has to give. */
+typedef struct spw_memory {
+    uint64_t weights;   /* mapped file; read on demand */
+    uint64_t kv;        /* host KV of n_pos positions */
+    uint64_t scratch;   /* activations and logits */
+    uint64_t available; /* what the system can give now, file cache included; cgroup and address space limits counted */
+} spw_memory;
+spw_status spw_file_memory(const spw_file *f, uint64_t n_pos, const spw_engine_params *params, spw_memory *out, spw_err *err);
+
+/* ------------------------------------------------------------------------------------- sessions ---- */
+
+typedef struct spw_session spw_session;
+
+typedef struct spw_session_params {
+    uint64_t n_ctx;        /* positions at most; 0: the trained context.  Reserves address space, not memory */
+    const char *kv_policy; /* "full" (default when NULL) or "window" */
+    uint32_t kv_sink;      /* first positions that are always attended; default 64 */
+    uint32_t kv_window;    /* newest positions that are always attended, at least 1; default 256 */
+} spw_session_params;
+
+spw_session_params spw_session_default_params(void);
+spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_session_params *params, spw_err *err);
+/* A second session with the same past: shares the pages of KV and copies only what either of them changes. */
+spw_status spw_session_fork(spw_session **out, spw_session *from, spw_err *err);
+void spw_session_free(spw_session *s);
+uint64_t spw_session_pos(const spw_session *s);   /* positions held: the next token takes this one */
+uint64_t spw_session_n_ctx(const spw_session *s); /* positions at most */
+/* Forgets every position from pos on (pos <= spw_session_pos); the logits become NULL unless nothing was forgotten. */
+spw_status spw_session_truncate(spw_session *s, uint64_t pos, spw_err *err);
+/* Names of the known policies, separated by ", ". */
+const char *spw_kv_policies(void);
+
+/* Appends prompt tokens: every one attends to its whole past, whatever the policy.  n may be larger than n_batch.
+ * SPW_E_FULL when pos + n exceeds n_ctx; SPW_E_ARG names the index of the first id that is not below spw_vocab_size.
+ * Afterwards spw_session_logits() are those of the last token. */
+spw_status spw_session_eval(spw_session *s, const int32_t *tokens, size_t n, spw_err *err);
+/* Appends one generated token, attending through the session's policy. */
+spw_status spw_session_decode(spw_session *s, int32_t token, spw_err *err);
+/* spw_vocab_size floats: the logits of the last evaluated token; owned by s, valid until the next call that changes s;
+ * NULL before the first evaluation. */
+const float *spw_session_logits(const spw_session *s);
+
+typedef enum spw_row_kind {
+    SPW_PROMPT = 0, /* tokens attend to their whole past */
+    SPW_DECODE = 1, /* the token attends through the session's policy; n is 1 */
+} spw_row_kind;
+
+/* One session's share of a step. */
+typedef struct spw_work {
+    spw_session *session;
+    const int32_t *tokens;
+    size_t n; /* at least 1 */
+    spw_row_kind kind;
+    float *logits;        /* NULL, or room for n_logits * spw_vocab_size floats: logits of the last n_logits tokens, oldest first */
+    size_t n_logits;      /* 0..n */
+} spw_work;
+
+/* The engine's primitive: evaluates rows of several sessions at once, prompt chunks and generated tokens mixed.  All sessions
+ * belong to e, none occurs twice.  The n of all items together may exceed n_batch (it is then cut).  On failure no session has advanced. */
+spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err);
+
+typedef struct spw_session_stats {
+    uint64_t positions;     /* held now */
+    uint64_t kv_bytes;      /* bytes of KV pages in use by this session, shared pages counted whole */
+    char kv_policy[16];
+    uint64_t middle_bytes;  /* since creation, over generated tokens: bytes of K and V between sink and window */
+    uint64_t read_bytes;    /* of these, read (index and digests included) */
+    uint64_t read_rows_bytes; /* of these, rows alone */
+} spw_session_stats;
+spw_session_stats spw_session_get_stats(const spw_session *s);
+/* Asserts the invariants of the engine's KV store; SPW_E_FORMAT names the first that does not hold.  Slow. */
+spw_status spw_engine_check(spw_engine *e, spw_err *err);
+
+/* ------------------------------------------------------------------------------------- sampling ---- */
+
+typedef struct spw_sampler spw_sampler;
+
+typedef struct spw_sampler_params {
+    float temp;           /* 0: greedy.  default 0.8 */
+    int top_k;            /* 0: off.  default 40 */
+    float top_p;          /* 1: off.  default 0.95 */
+    float min_p;          /* 0: off.  default 0.05 */
+    float repeat_penalty; /* 1: off.  default 1 */
+    int repeat_last_n;    /* tokens that the penalty looks back; default 64 */
+    uint64_t seed;
+} spw_sampler_params;
+
+spw_sampler_params spw_sampler_default_params(void);
+spw_status spw_sampler_create(spw_sampler **out, const spw_sampler_params *params, spw_err *err);
+void spw_sampler_free(spw_sampler *s);
+/* Tells the sampler about a token of the text, for the repetition penalty. */
+void spw_sampler_accept(spw_sampler *s, int32_t id);
+/* Chooses a token from n logits.  Order: penalty, top-k, top-p, min-p, temperature.  Ties go to the lower id. */
+int32_t spw_sampler_sample(spw_sampler *s, const float *logits, size_t n);
+
+/* 64-bit hash of bytes, chained by seed: used for "the same bits". */
+uint64_t spw_hash(uint64_t seed, const void *data, size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,127 @@
+/* forward.c - one pass of rows through the model, in terms of the device table and the attention plan.
+ *
+ * A pass mixes prompt rows and generated rows of several sessions.  Products, norms and rotations do not care which row belongs to whom; only
+ * attention does, and it goes by e->rows. */
+#include <string.h>
+
+#include "engine_private.h"
+#include "mem.h"
+
+static spw_status view_floats(dev *d, const dev_buf *b, size_t n, const float **out, spw_err *err)
+{
+    const void *p;
+    spw_status s = d->ops->view(d, b, 0, n * sizeof(float), &p, err);
+    *out = s ? NULL : (const float *)p;
+    return s;
+}
+
+/* Angles of every row's position, once for all layers. */
+static void fill_angles(spw_engine *e, size_t n_rows)
+{
+    for (size_t i = 0; i < n_rows; i++) {
+        const plan_rows *r = &e->rows[i];
+        for (uint32_t j = 0; j < r->n_rows; j++)
+            rope_angles(&e->rope, r->first_pos + j, e->cos_sin + ((size_t)r->first_row + j) * e->rope.n_pairs * 2);
+    }
+}
+
+/* q, k and v of all rows, rotated. */
+static void project(spw_engine *e, const engine_layer *l, size_t n)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    d->ops->rms_norm(d, b->x, l->attn_norm, n, hp->norm_eps, b->h);
+    d->ops->matmul(d, b->h, n, (dev_product[]){{l->wq, l->bq, b->q}, {l->wk, l->bk, b->k}, {l->wv, l->bv, b->v}}, 3);
+    dev_rope r = {.x = b->q, .out = b->q_rot, .n_rows = n, .n_heads = hp->n_head, .head_dim = hp->head_dim, .dim_out = e->dim,
+                  .n_pairs = e->rope.n_pairs, .halves = hp->rope.order == MODEL_ROPE_HALVES, .cos_sin = e->cos_sin, .scale = hp->attn_scale,
+                  .norm = l->q_norm, .eps = hp->norm_eps};
+    d->ops->rope(d, &r);
+    r.x = b->k, r.out = b->k_rot, r.n_heads = hp->n_head_kv, r.scale = 1.0f, r.norm = l->k_norm;
+    d->ops->rope(d, &r);
+}
+
+/* Writes the rows' keys and values to the store and attends: b->o. */
+static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n, bool build, plan_reads *reads, spw_err *err)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    uint32_t heads_kv = hp->layer_kv[layer].n_head_kv;
+    exec_layer l = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .head_dim = hp->head_dim};
+    spw_status s = view_floats(d, b->q_rot, n * hp->n_head * e->dim, &l.q, err);
+    if (!s) s = view_floats(d, b->k_rot, n * heads_kv * e->dim, &l.k, err);
+    if (!s) s = view_floats(d, b->v, n * heads_kv * hp->head_dim, &l.v, err);
+    if (s) return s;
+    size_t o_bytes = n * hp->n_head * hp->head_dim * sizeof(float);
+    l.o = d->ops->stage(d, b->o, o_bytes);
+    exec_append(e->exec, e->rows, n_rows, &l);
+    if (build) {
+        plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
+        s = plan_build(&e->plan, e->rows, n_rows, &shape, err);
+        if (s) return s;
+    }
+    s = exec_attend(e->exec, &e->plan, e->rows, &l, err);
+    if (s) return s;
+    d->ops->commit(d, b->o, o_bytes);
+    for (size_t i = 0; i < n_rows; i++) {
+        reads[i].middle_bytes += e->plan.reads[i].middle_bytes;
+        reads[i].row_bytes += e->plan.reads[i].row_bytes;
+        reads[i].side_bytes += e->plan.reads[i].side_bytes;
+    }
+    return SPW_OK;
+}
+
+static void feed_forward(spw_engine *e, const engine_layer *l, size_t n)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    d->ops->rms_norm(d, b->x, l->ffn_norm, n, hp->norm_eps, b->h);
+    d->ops->matmul(d, b->h, n, (dev_product[]){{l->w_gate, NULL, b->gate}, {l->w_up, NULL, b->up}}, 2);
+    d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
+    d->ops->matmul(d, b->gate, n, (dev_product[]){{l->w_down, NULL, b->h}}, 1);
+    d->ops->add(d, b->x, b->h, n * hp->n_embd);
+}
+
+/* Logits of the requested rows, LOGIT_ROWS at a time. */
+static spw_status output(spw_engine *e, const logit_request *requests, size_t n_requests, spw_err *err)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    for (size_t at = 0; at < n_requests; at += LOGIT_ROWS) {
+        size_t n = n_requests - at < LOGIT_ROWS ? n_requests - at : (size_t)LOGIT_ROWS;
+        for (size_t i = 0; i < n; i++) e->logit_rows[i] = requests[at + i].row;
+        d->ops->gather(d, b->x, e->logit_rows, n, hp->n_embd, b->logit_x);
+        d->ops->rms_norm(d, b->logit_x, e->output_norm, n, hp->norm_eps, b->logit_x);
+        d->ops->matmul(d, b->logit_x, n, (dev_product[]){{e->output, NULL, b->logits}}, 1);
+        const float *logits;
+        spw_status s = view_floats(d, b->logits, n * hp->n_vocab, &logits, err);
+        if (s) return s;
+        for (size_t i = 0; i < n; i++) memcpy(requests[at + i].out, logits + i * hp->n_vocab, hp->n_vocab * sizeof *logits);
+    }
+    return SPW_OK;
+}
+
+spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const logit_request *requests, size_t n_requests, plan_reads *reads,
+                        spw_err *err)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    bool is_static = plan_is_static(e->rows, n_rows);
+    fill_angles(e, n_rows);
+    d->ops->embed(d, e->token_embd, e->ids, n_total, b->x);
+    for (uint32_t i = 0; i < hp->n_layer; i++) {
+        const engine_layer *l = &e->layers[i];
+        project(e, l, n_total);
+        bool build = i == 0 || !is_static || hp->layer_kv[i].n_head_kv != hp->layer_kv[i - 1].n_head_kv;
+        spw_status s = attend(e, i, n_rows, n_total, build, reads, err);
+        if (s) return s;
+        d->ops->matmul(d, b->o, n_total, (dev_product[]){{l->wo, l->bo, b->h}}, 1);
+        d->ops->add(d, b->x, b->h, (size_t)n_total * hp->n_embd);
+        feed_forward(e, l, n_total);
+    }
+    return output(e, requests, n_requests, err);
+}

@@ -1,0 +1,123 @@
+/* kern.h - the leaf kernels: what each computes, in which order, and the table that holds the chosen ones.
+ *
+ * One file per family and ISA fills entries of the table, weakest first: kern_ref_*.c (slow and obvious, sums in f64), kern_scalar_*.c
+ * (plain C, f32), kern_avx2_*.c, kern_avx512_*.c.  kern_select picks once at start-up; SPILLWAY_ISA=ref|scalar|avx2|avx512 forces one.
+ *
+ * Fixed summation order (what makes results reproducible): within one ISA the bits of an output depend on its own inputs alone, never on how many
+ * rows, queries or outputs the same call computes.  A kernel that handles one row and a kernel that handles many are the same
+ * arithmetic in the same order, lane for lane.
+ *
+ * Contracts for all: pointers need the alignment of their element type only, unless said; outputs do not alias inputs; no
+ * kernel reads or writes outside the ranges given; finite inputs never give NaN; n == 0 is allowed and does what nothing does. */
+#ifndef SPW_KERN_H
+#define SPW_KERN_H
+
+#include "quant.h"
+#include "status.h"
+
+typedef uint16_t kern_f16; /* the bits of an IEEE half */
+
+/* dst[0..n) = the values of n weights of one type at src.  n is a multiple of the type's block.  src has no alignment. */
+typedef void kern_dequant_fn(const void *src, size_t n, float *dst);
+
+/* y[r * y_stride + j] = sum_k x[r * x_stride + k] * w[j * w_stride + k], for r < n_rows, j < n_out, k < n_in; any sizes, strides in floats.
+ * The order of the sum over k is a function of n_in alone.  Compute-bound: 2 * n_rows * n_out * n_in flops; register-tiled over r and j. */
+typedef void kern_gemm_fn(const float *x, size_t x_stride, size_t n_rows, const float *w, size_t w_stride, size_t n_out, size_t n_in, float *y,
+                          size_t y_stride);
+
+/* out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; out may be x.  The square sum is accumulated in f64 in every ISA. */
+typedef void kern_rms_norm_fn(const float *x, const float *weight, size_t n, float eps, float *out);
+
+/* gate[i] = silu(gate[i]) * up[i], silu(v) = v / (1 + e^-v). */
+typedef void kern_swiglu_fn(float *gate, const float *up, size_t n);
+
+/* x[i] += y[i]. */
+typedef void kern_add_fn(float *x, const float *y, size_t n);
+
+/* Rounds to half, to nearest even; values beyond the range become infinities, as IEEE says. */
+typedef void kern_to_f16_fn(const float *src, size_t n, kern_f16 *dst);
+
+/* ---- attention ------------------------------------------------------------------------------
+ *
+ * Rows of the KV store: K [dim] then V [dim] as halves, dim = head_dim rounded up to a multiple of 16, the padding zero; queries
+ * are padded alike.  A row takes 4 * dim bytes; rows are at least 32-byte aligned.
+ *
+ * A partial is (o, lse): o [dim] the weighted mean of V in f32, lse the natural logarithm of the summed exponentials of the scores
+ * q.k (q comes already scaled).  The empty set is o = 0, lse = -inf.
+ *
+ * Both kernels below walk the positions of a span in tiles of KERN_TILE counted from its start; in each tile: scores, new maximum, rescale when
+ * it grew, exponentials, sum, values in ascending order.  Their results are the same bits for the same query and positions.
+ * Memory-bound for few queries (4 * n * dim bytes), compute-bound for many. */
+enum { KERN_TILE = 64, KERN_SPAN = 512, KERN_MAX_G = 32 }; /* positions per tile; positions per span at most; query heads per call at most */
+
+/* Adjacent positions: row i is at rows + i * 4 * dim bytes. */
+typedef struct kern_span {
+    const kern_f16 *rows;
+    uint32_t n; /* 0 .. KERN_SPAN */
+} kern_span;
+
+/* Attends n_q query rows to the first n positions of one or more spans that follow each other in memory order of the list, all together at most KERN_SPAN
+ * positions (a span ends where a page ends).  Tiles run over the joined positions, across span borders.
+ *
+ * q        n_q rows of dim floats, row stride q_stride floats
+ * n_valid  NULL: every query sees all n positions (n: the sum over the spans).  Otherwise query i sees the first n_valid[i] <= n of them
+ * o, lse   o: n_q rows of dim floats, stride o_stride; lse: n_q floats.  Written whole, also for the empty set
+ * n_q      any; the caller passes the G heads of one KV group for decode, G heads times several rows for a prompt
+ * scratch  kern_attend_scratch(n_q, dim) bytes, 64-byte aligned, owned by the calling worker */
+typedef struct kern_attend_args {
+    const float *q;
+    size_t q_stride;
+    size_t n_q;
+    size_t dim;
+    const kern_span *spans;
+    size_t n_spans;
+    const uint32_t *n_valid;
+    float *o;
+    size_t o_stride;
+    float *lse;
+    void *scratch;
+} kern_attend_args;
+typedef void kern_attend_fn(const kern_attend_args *a);
+size_t kern_attend_scratch(size_t n_q, size_t dim); /* the same for every ISA */
+
+/* Folds partial b into partial a: lse = logaddexp(la, lb), o = (e^(la-lse) oa + e^(lb-lse) ob).  Empty sets are the identity, bit for bit.
+ * DESIGN 5. */
+typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size_t dim);
+
+typedef struct kern_table {
+    const char *isa; /* ref, scalar, avx2, avx512 */
+    kern_dequant_fn *dequant[QUANT_TYPES]; /* NULL where the type is unknown */
+    kern_gemm_fn *gemm;
+    kern_rms_norm_fn *rms_norm;
+    kern_swiglu_fn *swiglu;
+    kern_add_fn *add;
+    kern_to_f16_fn *to_f16;
+    kern_attend_fn *attend;
+    kern_merge_fn *merge;
+} kern_table;
+
+/* The table of one ISA ("ref", "scalar", "avx2", "avx512"), or NULL when the name is unknown or the processor lacks it: for tests, which run
+ * every one that is there. */
+const kern_table *kern_get(const char *isa);
+/* The table to use: SPILLWAY_ISA if set (a name that is unknown or not there is SPW_E_ARG and lists the choices), else the strongest. */
+spw_status kern_select(const kern_table **out, spw_err *err);
+
+/* Fillers, one per family and ISA; each overwrites the entries that it has a kernel for. */
+void kern_fill_ref_quant(kern_table *t);
+void kern_fill_ref_math(kern_table *t);
+void kern_fill_ref_attend(kern_table *t);
+void kern_fill_scalar_quant(kern_table *t);
+void kern_fill_scalar_math(kern_table *t);
+void kern_fill_scalar_attend(kern_table *t);
+void kern_fill_avx2_quant(kern_table *t);
+void kern_fill_avx2_math(kern_table *t);
+void kern_fill_avx2_attend(kern_table *t);
+void kern_fill_avx512_quant(kern_table *t);
+void kern_fill_avx512_math(kern_table *t);
+void kern_fill_avx512_attend(kern_table *t);
+
+/* Scalar conversions, exact. */
+float kern_f16_to_f32(kern_f16 h);
+kern_f16 kern_f32_to_f16(float f);
+
+#endif

@@ -1,0 +1,79 @@
+/* kv.h - the host KV store: every K and V row of every session, in pages that sessions share.
+ *
+ * Layout.  A row is one position of one layer and one KV head: K [dim] then V [dim] as halves, dim = head_dim rounded up to 16, the padding
+ * zero.  A page is KV_PAGE_ROWS positions of all layers and KV heads: the grain of allocation, sharing and copying.  In memory the pages of one (layer, KV head) lie
+ * one after another in an arena, so that a session that grows alone reads each head as one sequential stream:
+ *
+ *     segment:  | arena (layer 0, head 0)      | arena (0, 1) | ... | side arena (0, 0) | ...
+ *     arena:    | page 0 | page 1 | ...  page = KV_PAGE_ROWS rows
+ *
+ * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
+ * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
+ * 2 MiB on, so that short sessions stay small.  Beside every page lies its side area (side_bytes for each layer and head): room for the index and
+ * digests of policies, shared and copied with the rows.
+ *
+ * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
+ *
+ * Invariants, asserted by kv_check:
+ *   1. refs of a page = how many sequence entries name it;
+ *   2. a page is marked used if and only if refs > 0, and n_used counts those;
+ *   3. a sequence holds ceil(max(len, reserved) / KV_PAGE_ROWS) pages, all ids in range, none twice;
+ *   4. len <= reserved <= n_ctx of the sequence;
+ *   5. promised = sum over sequences of the pages of n_ctx, plus one each for copying; it never exceeds the pages of all segments.
+ *
+ * One thread at a time changes the store; reading rows of distinct or the same sequences from many threads is safe while nobody reserves or frees. */
+#ifndef SPW_KV_H
+#define SPW_KV_H
+
+#include "kern.h"
+
+#ifndef KV_PAGE_ROWS
+#define KV_PAGE_ROWS 128 /* positions; the stress build uses 4 */
+#endif
+
+/* Spans that cover any KERN_SPAN adjacent positions. */
+enum { KV_MAX_SPANS = KERN_SPAN / KV_PAGE_ROWS + 2 };
+
+typedef struct kv_store kv_store;
+typedef struct kv_seq kv_seq; /* the timeline of one session in the store */
+
+typedef struct kv_config {
+    uint32_t n_layer;
+    const uint32_t *n_head_kv; /* per layer, each > 0; copied */
+    uint32_t dim;              /* multiple of 16 */
+    size_t side_bytes;         /* per page, layer and head; 0: none */
+} kv_config;
+
+spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err);
+/* All sequences must have been freed. */
+void kv_store_free(kv_store *st);
+uint32_t kv_dim(const kv_store *st);
+uint64_t kv_bytes_per_pos(const kv_store *st);  /* all layers and heads, side area not included */
+uint64_t kv_bytes_per_page(const kv_store *st); /* side area included */
+/* SPW_E_FORMAT names the first invariant that does not hold.  Cost: pages + entries of all sequences. */
+spw_status kv_check(const kv_store *st, spw_err *err);
+
+/* Promises room for n_ctx positions (>= 1): address space, not memory. */
+spw_status kv_seq_create(kv_seq **out, kv_store *st, uint64_t n_ctx, spw_err *err);
+/* Shares all pages of the len positions of from. */
+spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, spw_err *err);
+void kv_seq_free(kv_seq *s); /* takes NULL; memory of pages nobody else holds goes back to the system */
+uint64_t kv_seq_len(const kv_seq *s);
+uint64_t kv_seq_n_ctx(const kv_seq *s);
+uint32_t kv_seq_dim(const kv_seq *s);  /* kv_dim of its store */
+uint64_t kv_seq_bytes(const kv_seq *s); /* of its pages, shared ones counted whole */
+/* Makes positions len .. len + n - 1 writable (copying a shared last page); on failure nothing has changed.  SPW_E_FULL beyond n_ctx. */
+spw_status kv_seq_reserve(kv_seq *s, uint64_t n, spw_err *err);
+/* The first n reserved positions are now part of the sequence. */
+void kv_seq_commit(kv_seq *s, uint64_t n);
+/* Keeps the first len positions; drops what was reserved beyond them. */
+void kv_seq_truncate(kv_seq *s, uint64_t len);
+
+/* The row of a position below reserved; writable only from kv_seq_len on. */
+kern_f16 *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
+/* The side area of the page that holds pos, or NULL when the store has none. */
+void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
+/* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS. */
+size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, uint32_t n, kern_span spans[KV_MAX_SPANS]);
+
+#endif

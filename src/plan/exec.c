@@ -1,0 +1,240 @@
+/* exec.c - workers take the items of a plan (exec.h).
+ *
+ * A prompt item and the decode items of the same row compute the same partials over the same spans and merge them in the same order, so the bits agree. */
+#include "exec.h"
+
+#include <string.h>
+
+#include "mem.h"
+
+enum { APPEND_ROWS = 16 }; /* rows that one append item converts */
+
+/* What a worker needs for one prompt block or decode item. */
+typedef struct exec_scratch {
+    float *q, *part, *total; /* [queries][dim] */
+    float *part_lse, *total_lse;
+    uint32_t *n_valid;
+    void *kern;
+    void *block; /* owns all of the above */
+    size_t n_queries;
+} exec_scratch;
+
+struct exec {
+    const kern_table *kern;
+    spw_pool *pool;
+    uint32_t dim;
+    exec_scratch *scratch; /* one per worker */
+    float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
+    float *lse;
+    size_t cap_partials;   /* in query rows */
+    /* the running job */
+    const plan *plan;
+    const plan_rows *rows;
+    const exec_layer *layer;
+    size_t n_rows;
+};
+
+spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, uint32_t dim, spw_err *err)
+{
+    exec *x = mem_zalloc(sizeof *x);
+    if (x) x->scratch = mem_calloc((size_t)pool_n_threads(pool), sizeof *x->scratch);
+    if (!x || !x->scratch) {
+        mem_free(x);
+        return spw_fail(err, SPW_E_NOMEM, "attention: out of memory");
+    }
+    x->kern = kern;
+    x->pool = pool;
+    x->dim = dim;
+    *out = x;
+    return SPW_OK;
+}
+
+void exec_free(exec *x)
+{
+    if (!x) return;
+    for (int i = 0; i < pool_n_threads(x->pool); i++) mem_free(x->scratch[i].block);
+    mem_free(x->scratch);
+    mem_free(x->partials);
+    mem_free(x->lse);
+    mem_free(x);
+}
+
+/* ------------------------------------------------------------------------------------------------ append ---- */
+
+static void write_row(const exec *x, const exec_layer *l, kern_f16 *row, size_t at, uint32_t head)
+{
+    const float *k = l->k + (at * l->n_head_kv + head) * x->dim, *v = l->v + (at * l->n_head_kv + head) * l->head_dim;
+    x->kern->to_f16(k, x->dim, row);
+    x->kern->to_f16(v, l->head_dim, row + x->dim);
+    memset(row + x->dim + l->head_dim, 0, (x->dim - l->head_dim) * sizeof *row);
+}
+
+static void append_block(void *ctx, size_t item, int worker)
+{
+    const exec *x = ctx;
+    const exec_layer *l = x->layer;
+    size_t from = item * APPEND_ROWS, to = from + APPEND_ROWS;
+    for (size_t i = 0; i < x->n_rows; i++) {
+        const plan_rows *r = &x->rows[i];
+        size_t a = r->first_row < from ? from : r->first_row, end = r->first_row + (size_t)r->n_rows, b = end < to ? end : to;
+        for (; a < b; a++) {
+            for (uint32_t h = 0; h < l->n_head_kv; h++) write_row(x, l, kv_row(r->seq, l->layer, h, r->first_pos + a - r->first_row), a, h);
+        }
+    }
+    (void)worker;
+}
+
+void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l)
+{
+    size_t total = 0;
+    for (size_t i = 0; i < n_rows; i++) {
+        size_t end = rows[i].first_row + (size_t)rows[i].n_rows;
+        if (end > total) total = end;
+    }
+    x->rows = rows;
+    x->n_rows = n_rows;
+    x->layer = l;
+    pool_run(x->pool, (total + APPEND_ROWS - 1) / APPEND_ROWS, append_block, x);
+}
+
+/* ------------------------------------------------------------------------------------------------ attend ---- */
+
+/* Makes room for n queries in every worker's scratch. */
+static spw_status size_scratch(exec *x, size_t n, spw_err *err)
+{
+    for (int w = 0; w < pool_n_threads(x->pool); w++) {
+        exec_scratch *s = &x->scratch[w];
+        if (s->n_queries >= n) continue;
+        size_t rows = n * x->dim * sizeof(float), lse = (n * sizeof(float) + 63) & ~(size_t)63;
+        uint8_t *p = mem_alloc(3 * rows + 3 * lse + kern_attend_scratch(n, x->dim));
+        if (!p) return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for the scratch of %zu queries", n);
+        mem_free(s->block);
+        s->block = p;
+        s->q = (float *)(void *)p, p += rows;
+        s->part = (float *)(void *)p, p += rows;
+        s->total = (float *)(void *)p, p += rows;
+        s->part_lse = (float *)(void *)p, p += lse;
+        s->total_lse = (float *)(void *)p, p += lse;
+        s->n_valid = (uint32_t *)(void *)p, p += lse;
+        s->kern = p;
+        s->n_queries = n;
+    }
+    return SPW_OK;
+}
+
+/* Room for the partials of all decode items. */
+static spw_status size_partials(exec *x, size_t n_query_rows, spw_err *err)
+{
+    if (n_query_rows <= x->cap_partials) return SPW_OK;
+    size_t want = n_query_rows + n_query_rows / 2;
+    float *o = mem_alloc(want * x->dim * sizeof *o), *lse = mem_alloc(want * sizeof *lse);
+    if (!o || !lse) {
+        mem_free(o);
+        mem_free(lse);
+        return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for %zu partials", want);
+    }
+    mem_free(x->partials);
+    mem_free(x->lse);
+    x->partials = o;
+    x->lse = lse;
+    x->cap_partials = want;
+    return SPW_OK;
+}
+
+/* Where query row (row, KV head) starts in q. */
+static const float *q_at(const exec *x, size_t row, uint32_t head)
+{
+    const exec_layer *l = x->layer;
+    return l->q + (row * l->n_head_kv + head) * l->group * x->dim;
+}
+
+static float *o_at(const exec *x, size_t row, uint32_t head)
+{
+    const exec_layer *l = x->layer;
+    return l->o + (row * l->n_head_kv + head) * l->group * l->head_dim;
+}
+
+static void store_out(const exec *x, float *out, const float *o)
+{
+    for (uint32_t g = 0; g < x->layer->group; g++) memcpy(out + g * x->layer->head_dim, o + g * x->dim, x->layer->head_dim * sizeof *out);
+}
+
+static void set_empty(float *o, float *lse, size_t n, size_t dim)
+{
+    memset(o, 0, n * dim * sizeof *o);
+    for (size_t i = 0; i < n; i++) lse[i] = -__builtin_inff();
+}
+
+/* Partials of n queries over positions first .. first+n_pos-1, folded into the totals. */
+static void fold_span(exec *x, exec_scratch *s, const plan_rows *r, uint32_t head, uint64_t first, uint32_t n_pos, size_t n, bool masked)
+{
+    kern_span spans[KV_MAX_SPANS];
+    size_t n_spans = kv_spans(r->seq, x->layer->layer, head, first, n_pos, spans);
+    x->kern->attend(&(kern_attend_args){.q = s->q, .q_stride = x->dim, .n_q = n, .dim = x->dim, .spans = spans, .n_spans = n_spans,
+                                        .n_valid = masked ? s->n_valid : NULL, .o = s->part, .o_stride = x->dim, .lse = s->part_lse, .scratch = s->kern});
+    for (size_t i = 0; i < n; i++) x->kern->merge(s->total + i * x->dim, &s->total_lse[i], s->part + i * x->dim, s->part_lse[i], x->dim);
+}
+
+static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
+{
+    const plan_rows *r = &x->rows[it->rows];
+    uint32_t group = x->layer->group;
+    size_t n = (size_t)it->n * group, row0 = r->first_row + (size_t)it->first_row;
+    uint64_t pos0 = r->first_pos + it->first_row, end = pos0 + it->n; /* the last row sees positions below end */
+    for (uint32_t i = 0; i < it->n; i++) memcpy(s->q + (size_t)i * group * x->dim, q_at(x, row0 + i, it->head), group * x->dim * sizeof(float));
+    set_empty(s->total, s->total_lse, n, x->dim);
+    for (uint64_t first = 0; first < end; first += KERN_SPAN) {
+        uint32_t n_pos = end - first < KERN_SPAN ? (uint32_t)(end - first) : (uint32_t)KERN_SPAN;
+        bool masked = first + n_pos > pos0 + 1;
+        for (uint32_t i = 0; i < it->n && masked; i++) {
+            uint64_t sees = pos0 + i + 1 > first ? pos0 + i + 1 - first : 0;
+            for (uint32_t g = 0; g < group; g++) s->n_valid[i * group + g] = sees < n_pos ? (uint32_t)sees : n_pos;
+        }
+        fold_span(x, s, r, it->head, first, n_pos, n, masked);
+    }
+    for (uint32_t i = 0; i < it->n; i++) store_out(x, o_at(x, row0 + i, it->head), s->total + (size_t)i * group * x->dim);
+}
+
+static void run_decode(exec *x, const plan_item *it, exec_scratch *s)
+{
+    const plan_rows *r = &x->rows[it->rows];
+    size_t group = x->layer->group, at = it->partial * group;
+    kern_span spans[KV_MAX_SPANS];
+    size_t n_spans = kv_spans(r->seq, x->layer->layer, it->head, it->first_pos, it->n, spans);
+    x->kern->attend(&(kern_attend_args){.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans,
+                                        .n_spans = n_spans, .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
+}
+
+static void run_item(void *ctx, size_t item, int worker)
+{
+    exec *x = ctx;
+    const plan_item *it = &x->plan->items[item];
+    if (it->kind == PLAN_PROMPT) run_prompt(x, it, &x->scratch[worker]);
+    else run_decode(x, it, &x->scratch[worker]);
+}
+
+/* Folds the partials of one (row, head) in ascending order. */
+static void run_merge(exec *x, const plan_merge *m, exec_scratch *s)
+{
+    size_t group = x->layer->group;
+    set_empty(s->total, s->total_lse, group, x->dim);
+    for (uint32_t i = 0; i < m->n_partials; i++) {
+        size_t at = (m->first_partial + i) * group;
+        for (size_t g = 0; g < group; g++)
+            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + (at + g) * x->dim, x->lse[at + g], x->dim);
+    }
+    store_out(x, o_at(x, x->rows[m->rows].first_row, m->head), s->total);
+}
+
+spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
+{
+    spw_status s = size_scratch(x, (size_t)plan_block_rows(l->group) * l->group, err);
+    if (!s) s = size_partials(x, (size_t)p->n_partials * l->group, err);
+    if (s) return s;
+    x->plan = p;
+    x->rows = rows;
+    x->layer = l;
+    pool_run(x->pool, p->n_items, run_item, x);
+    for (size_t i = 0; i < p->n_merges; i++) run_merge(x, &p->merges[i], &x->scratch[0]);
+    return SPW_OK;
+}

@@ -1,0 +1,27 @@
+/* exec.h - runs a layer's attention plan on the CPU workers, and writes new rows into the store. */
+#ifndef SPW_EXEC_H
+#define SPW_EXEC_H
+
+#include "plan.h"
+#include "pool.h"
+
+typedef struct exec exec;
+
+/* Everything a layer's attention reads and writes; all memory readable by the CPU.  n_head = n_head_kv * group. */
+typedef struct exec_layer {
+    uint32_t layer, n_head_kv, group, head_dim;
+    const float *q; /* [row][n_head][dim]: scaled, rotated, padded with zeros */
+    const float *k; /* [row][n_head_kv][dim]: rotated, padded */
+    const float *v; /* [row][n_head_kv][head_dim] */
+    float *o;       /* [row][n_head][head_dim] */
+} exec_layer;
+
+/* Keeps kern and pool.  dim as in the store. */
+spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, uint32_t dim, spw_err *err);
+void exec_free(exec *x);
+/* Writes K and V of all rows to their positions, which have been reserved. */
+void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l);
+/* Attention of every row; the rows' own K and V have been appended. */
+spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err);
+
+#endif

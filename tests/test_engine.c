@@ -1,0 +1,283 @@
+/* test_engine.c - the engine's promises on the tiny models of tests/data: the same bits for any number of threads, any cutting of the prompt, any
+ * company in the step, after forks and truncations; policies; limits; failures.
+ *
+ * Uses the public header only, but for the failing allocator. */
+#include "mem.h"
+#include "spillway.h"
+#include "test.h"
+
+enum { N_TOKENS = 700 }; /* more than one span of attention, several prompt blocks */
+
+static const char *const models[] = {"tiny-llama3", "tiny-linear", "tiny-yarn", "tiny-qwen2", "tiny-qwen3"};
+enum { N_MODELS = sizeof models / sizeof models[0] };
+
+static int32_t tokens[N_TOKENS];
+
+static spw_engine *open_model(const char *name, int threads, int batch)
+{
+    char path[200];
+    spw_err err = {0};
+    const char *dir = getenv("SPILLWAY_TEST_DATA");
+    snprintf(path, sizeof path, "%s/%s.gguf", dir ? dir : "tests/data", name);
+    spw_engine *e = NULL;
+    spw_engine_params p = {.n_threads = threads, .n_batch = batch};
+    CHECK_OK(spw_engine_open(&e, path, &p, &err), err);
+    if (!e) exit(1);
+    return e;
+}
+
+static spw_session *new_session(spw_engine *e, const char *policy, uint64_t n_ctx)
+{
+    spw_err err = {0};
+    spw_session *s = NULL;
+    spw_session_params p = spw_session_default_params();
+    p.kv_policy = policy;
+    p.n_ctx = n_ctx;
+    CHECK_OK(spw_session_create(&s, e, &p, &err), err);
+    return s;
+}
+
+static bool same_logits(const spw_session *s, const float *want, size_t n_vocab)
+{
+    const float *got = spw_session_logits(s);
+    return got && !memcmp(got, want, n_vocab * sizeof *want);
+}
+
+/* Logits of every position of tokens, evaluated as one prompt with one thread: what everything else must equal. */
+static float *all_logits(const char *name)
+{
+    spw_err err = {0};
+    spw_engine *e = open_model(name, 1, 0);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    float *out = malloc(N_TOKENS * n_vocab * sizeof *out);
+    spw_session *s = new_session(e, "full", N_TOKENS);
+    CHECK_OK(spw_step(e, &(spw_work){.session = s, .tokens = tokens, .n = N_TOKENS, .logits = out, .n_logits = N_TOKENS}, 1, &err), err);
+    for (size_t i = 0; i < N_TOKENS * n_vocab; i++) CHECK(isfinite(out[i]) || (test_bad > 10));
+    CHECK(same_logits(s, out + (N_TOKENS - 1) * n_vocab, n_vocab));
+    spw_session_free(s);
+    spw_engine_close(e);
+    return out;
+}
+
+static void test_threads_and_cuts(void)
+{
+    spw_err err = {0};
+    for (int m = 0; m < N_MODELS; m++) {
+        float *want = all_logits(models[m]);
+        for (int threads = 1; threads <= 4; threads++) {
+            static const int batches[] = {512, 1, 7, 333};
+            spw_engine *e = open_model(models[m], threads, batches[threads - 1]);
+            size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+            spw_session *s = new_session(e, "full", 1000);
+            uint64_t seed = 17 * (uint64_t)threads;
+            for (size_t done = 0; done < N_TOKENS;) {
+                size_t n = 1 + test_rand(&seed) % 90;
+                if (n > N_TOKENS - done) n = N_TOKENS - done;
+                if (n == 1 && done) CHECK_OK(spw_session_decode(s, tokens[done], &err), err);
+                else CHECK_OK(spw_session_eval(s, tokens + done, n, &err), err);
+                done += n;
+                CHECK(same_logits(s, want + (done - 1) * n_vocab, n_vocab));
+            }
+            CHECK_INT(spw_session_pos(s), N_TOKENS);
+            CHECK_OK(spw_engine_check(e, &err), err);
+            spw_session_free(s);
+            spw_engine_close(e);
+        }
+        free(want);
+    }
+}
+
+/* Token by token equals the whole prompt. */
+static void test_decode_equals_prompt(void)
+{
+    spw_err err = {0};
+    for (int m = 0; m < N_MODELS; m++) {
+        float *want = all_logits(models[m]);
+        spw_engine *e = open_model(models[m], 2, 64);
+        size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+        spw_session *s = new_session(e, "full", N_TOKENS);
+        for (size_t i = 0; i < N_TOKENS; i++) {
+            CHECK_OK(spw_session_decode(s, tokens[i], &err), err);
+            CHECK(same_logits(s, want + i * n_vocab, n_vocab));
+            if (test_bad) break;
+        }
+        CHECK_INT(spw_session_decode(s, 1, &err), SPW_E_FULL);
+        CHECK_HAS(err.msg, "700");
+        spw_session_free(s);
+        spw_engine_close(e);
+        free(want);
+    }
+}
+
+/* Prompts and generated rows of six sessions in the same steps, at random. */
+static void test_company_does_not_matter(void)
+{
+    enum { N = 6 };
+    spw_err err = {0};
+    float *want = all_logits("tiny-qwen2");
+    spw_engine *e = open_model("tiny-qwen2", 3, 50);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e)), done[N] = {0};
+    spw_session *s[N];
+    for (int i = 0; i < N; i++) s[i] = new_session(e, "full", N_TOKENS);
+    uint64_t seed = 99;
+    for (int step = 0; step < 60; step++) {
+        spw_work work[N];
+        size_t n_work = 0, who[N];
+        for (size_t i = 0; i < N; i++) {
+            size_t left = N_TOKENS - done[i], n = test_rand(&seed) % 2 ? 1 : test_rand(&seed) % 40;
+            if (n > left) n = left;
+            if (!n) continue;
+            who[n_work] = i;
+            work[n_work++] = (spw_work){.session = s[i], .tokens = tokens + done[i], .n = n, .kind = n == 1 ? SPW_DECODE : SPW_PROMPT};
+            done[i] += n;
+        }
+        CHECK_OK(spw_step(e, work, n_work, &err), err);
+        for (size_t k = 0; k < n_work; k++) CHECK(same_logits(s[who[k]], want + (done[who[k]] - 1) * n_vocab, n_vocab));
+    }
+    CHECK_OK(spw_engine_check(e, &err), err);
+    for (int i = 0; i < N; i++) spw_session_free(s[i]);
+    spw_engine_close(e);
+    free(want);
+}
+
+static void test_forks_and_truncations(void)
+{
+    spw_err err = {0};
+    float *want = all_logits("tiny-llama3");
+    spw_engine *e = open_model("tiny-llama3", 2, 0);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    spw_session *a = new_session(e, "full", N_TOKENS), *b = NULL;
+    CHECK_OK(spw_session_eval(a, tokens, 300, &err), err);
+    CHECK_OK(spw_session_fork(&b, a, &err), err);
+    CHECK(same_logits(b, want + 299 * n_vocab, n_vocab));
+    int32_t other[50];
+    for (int i = 0; i < 50; i++) other[i] = (tokens[i] + 1) % 256;
+    CHECK_OK(spw_session_eval(b, other, 50, &err), err); /* b goes elsewhere, a must not notice */
+    CHECK_OK(spw_session_eval(a, tokens + 300, 400, &err), err);
+    CHECK(same_logits(a, want + 699 * n_vocab, n_vocab));
+    CHECK_OK(spw_session_truncate(b, 300, &err), err);
+    CHECK(!spw_session_logits(b));
+    CHECK_OK(spw_session_eval(b, tokens + 300, 400, &err), err);
+    CHECK(same_logits(b, want + 699 * n_vocab, n_vocab));
+    CHECK_INT(spw_session_truncate(b, 701, &err), SPW_E_ARG);
+    CHECK_OK(spw_session_truncate(b, 10, &err), err);
+    CHECK_OK(spw_session_eval(b, tokens + 10, 1, &err), err);
+    CHECK(same_logits(b, want + 10 * n_vocab, n_vocab));
+    CHECK_OK(spw_engine_check(e, &err), err);
+    spw_session_free(a);
+    CHECK_OK(spw_session_eval(b, tokens + 11, 689, &err), err);
+    CHECK(same_logits(b, want + 699 * n_vocab, n_vocab));
+    spw_session_free(b);
+    spw_engine_close(e);
+    free(want);
+}
+
+static void test_window_policy(void)
+{
+    spw_err err = {0};
+    float *want = all_logits("tiny-qwen3");
+    spw_engine *e = open_model("tiny-qwen3", 2, 0);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    spw_session *s = new_session(e, "window", N_TOKENS);
+    CHECK_OK(spw_session_eval(s, tokens, 320, &err), err);
+    CHECK(same_logits(s, want + 319 * n_vocab, n_vocab)); /* prompts are exact under every policy */
+    CHECK_OK(spw_session_truncate(s, 319, &err), err);
+    CHECK_OK(spw_session_decode(s, tokens[319], &err), err);
+    CHECK(same_logits(s, want + 319 * n_vocab, n_vocab)); /* 320 positions are sink and window */
+    CHECK_INT(spw_session_get_stats(s).middle_bytes, 0);
+    CHECK_OK(spw_session_eval(s, tokens + 320, 300, &err), err);
+    CHECK(same_logits(s, want + 619 * n_vocab, n_vocab));
+    CHECK_OK(spw_session_decode(s, tokens[620], &err), err);
+    CHECK(!same_logits(s, want + 620 * n_vocab, n_vocab));
+    spw_session_stats st = spw_session_get_stats(s);
+    CHECK_INT(st.middle_bytes, (621 - 320) * 2 * 2 * 32 * 4);
+    CHECK_INT(st.read_bytes, 0);
+    CHECK_STR(st.kv_policy, "window");
+    spw_session_free(s);
+    spw_engine_close(e);
+    free(want);
+}
+
+static void test_limits_and_bad_arguments(void)
+{
+    spw_err err = {0};
+    spw_engine *e = open_model("tiny-linear", 2, 0), *e2 = NULL;
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    spw_session *s = new_session(e, "full", 20), *t = new_session(e, "full", 20);
+    CHECK_INT(spw_session_n_ctx(s), 20);
+    CHECK(!spw_session_logits(s));
+    CHECK_INT(spw_session_eval(s, tokens, 21, &err), SPW_E_FULL);
+    CHECK_HAS(err.msg, "20");
+    CHECK_INT(spw_session_eval(s, (int32_t[]){1, 2, (int32_t)n_vocab}, 3, &err), SPW_E_ARG);
+    CHECK_HAS(err.msg, "token 2");
+    CHECK_INT(spw_session_eval(s, (int32_t[]){-1}, 1, &err), SPW_E_ARG);
+    CHECK_INT(spw_session_eval(s, tokens, 0, &err), SPW_E_ARG);
+    CHECK_INT(spw_session_pos(s), 0);
+    spw_work twice[2] = {{.session = s, .tokens = tokens, .n = 2}, {.session = s, .tokens = tokens, .n = 2}};
+    CHECK_INT(spw_step(e, twice, 2, &err), SPW_E_ARG);
+    CHECK_HAS(err.msg, "twice");
+    spw_work half[2] = {{.session = s, .tokens = tokens, .n = 2}, {.session = t, .tokens = tokens, .n = 25}};
+    CHECK_INT(spw_step(e, half, 2, &err), SPW_E_FULL);
+    CHECK_INT(spw_session_pos(s), 0);
+    CHECK_INT(spw_step(e, &(spw_work){.session = s, .tokens = tokens, .n = 2, .kind = SPW_DECODE}, 1, &err), SPW_E_ARG);
+    CHECK_OK(spw_session_eval(s, tokens, 20, &err), err);
+    CHECK_INT(spw_session_decode(s, 1, &err), SPW_E_FULL);
+    spw_session_params p = spw_session_default_params();
+    p.kv_policy = "magic";
+    spw_session *none = NULL;
+    CHECK_INT(spw_session_create(&none, e, &p, &err), SPW_E_ARG);
+    CHECK_HAS(err.msg, "magic");
+    CHECK_INT(spw_engine_open(&e2, "tests/data/none.gguf", NULL, &err), SPW_E_IO);
+    CHECK_HAS(err.msg, "none.gguf");
+    CHECK_INT(spw_engine_open(&e2, "tests/data/tiny-linear.gguf", &(spw_engine_params){.n_threads = 1000}, &err), SPW_E_ARG);
+    spw_session_free(t);
+    spw_session_free(s);
+    spw_engine_close(e);
+}
+
+/* Every allocation of load, session and steps fails once, alone and with all that follow: an error each time, no leak, and what is left works. */
+static void test_failing_allocator(void)
+{
+    spw_err err = {0};
+    size_t before = mem_in_use();
+    int refused = 0, in_a_row = 0; /* a failure may be survived (a cache that stays empty), so one success is not the end */
+    for (long n = 0; in_a_row < 20; n++) {
+        mem_fail_after(n, n % 2);
+        spw_engine *e = NULL;
+        spw_session *s = NULL, *f = NULL;
+        spw_status st = spw_engine_open(&e, "tests/data/tiny-linear.gguf", &(spw_engine_params){.n_threads = 2, .n_batch = 16}, &err);
+        if (!st) st = spw_session_create(&s, e, NULL, &err);
+        if (!st) st = spw_session_eval(s, tokens, 40, &err);
+        if (!st) st = spw_session_fork(&f, s, &err);
+        if (!st) st = spw_session_decode(f, 7, &err);
+        mem_fail_after(-1, false);
+        in_a_row = st ? 0 : in_a_row + 1;
+        refused += st != SPW_OK;
+        if (st) CHECK_INT(st, SPW_E_NOMEM);
+        if (e) CHECK_OK(spw_engine_check(e, &err), err);
+        if (s && st) { /* the session still works */
+            spw_session_truncate(s, 0, &err);
+            CHECK_OK(spw_session_eval(s, tokens, 5, &err), err);
+        }
+        spw_session_free(f);
+        spw_session_free(s);
+        spw_engine_close(e);
+        CHECK_INT(mem_in_use(), before);
+        if (test_bad > 10) return;
+    }
+    CHECK(refused > 20);
+}
+
+int main(void)
+{
+    uint64_t seed = 42;
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = (int32_t)(test_rand(&seed) % 256);
+    RUN(test_threads_and_cuts);
+    RUN(test_decode_equals_prompt);
+    RUN(test_company_does_not_matter);
+    RUN(test_forks_and_truncations);
+    RUN(test_window_policy);
+    RUN(test_limits_and_bad_arguments);
+    RUN(test_failing_allocator);
+    return test_done();
+}

@@ -1,0 +1,60 @@
+#!/bin/bash
+# run_tests.sh - runs tests one after the other and adds up their closing lines.
+#
+# usage: tools/run_tests.sh BUILD NAME...
+#   NAME  test_x       the program BUILD/tests/test_x
+#         replay_x     the program BUILD/fuzz/replay_x on the corpus fuzz/corpus/x
+#         test_x.py, test_x.sh   the script of that name in tests/
+#
+# A test's last line is "N passed, N failed, N skipped".  One that dies, ends without such a line, or reports failure only by its exit code,
+# counts as one failure.  Of a test that passes, the lines about skips and the closing line are shown; of one that fails, everything.
+# COUNTS=FILE appends the sum to FILE as three numbers, for a caller that adds up several runs; TEST_TIMEOUT is in seconds.
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+build=$1
+shift
+
+case $build in /*) root=$build ;; *) root=$PWD/$build ;; esac
+export SPILLWAY=$root/spillway
+export SPILLWAY_BUILD=$root
+export MODELS=${MODELS:-$PWD/build/models}
+[ -n "${SPILLWAY_ASSETS:-}" ] || [ ! -d ../shared/assets ] || export SPILLWAY_ASSETS=$PWD/../shared/assets
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0 failed=0 skipped=0
+
+for name; do
+    case $name in
+    *.py) cmd=(python3 "tests/$name") ;;
+    *.sh) cmd=(bash "tests/$name") ;;
+    replay_*) cmd=("$root/fuzz/$name" "fuzz/corpus/${name#replay_}") ;;
+    *) cmd=("$root/tests/$name") ;;
+    esac
+    began=$EPOCHREALTIME
+    timeout "${TEST_TIMEOUT:-900}" "${cmd[@]}" >"$log" 2>&1 </dev/null
+    rc=$?
+    seconds=$(LC_ALL=C awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    p=0 f=0 s=0 note=
+    if [[ $(tail -n 1 "$log") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(,\ ([0-9]+)\ skipped)?$ ]]; then
+        p=${BASH_REMATCH[1]} f=${BASH_REMATCH[2]} s=${BASH_REMATCH[4]:-0}
+        if ((rc != 0 && f == 0)); then f=1 note="  (exit code $rc)"; fi
+    else
+        f=1 note="  (exit code $rc, no closing line)"
+        if ((rc == 124)); then note="  (stopped after ${TEST_TIMEOUT:-900} s)"; fi
+    fi
+    if ((f > 0)); then
+        cat "$log"
+    else
+        grep -E '^skip ' "$log" | sed 's/^/      /'
+    fi
+    printf '%-5s %-24s %d passed, %d failed, %d skipped  [%s s]%s\n' "$( ((f > 0)) && echo FAIL || echo ok)" "$name" "$p" "$f" "$s" "$seconds" "$note"
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+done
+
+[ -z "${COUNTS:-}" ] || echo "$passed $failed $skipped" >>"$COUNTS"
+echo "$passed passed, $failed failed, $skipped skipped"
+((failed == 0))
