@@ -58,21 +58,24 @@ static bool encode_plain(const spw_vocab *v, const text *input, int32_t **ids, s
     return *n > 0;
 }
 
-static bool encode_prompt(const options *o, const loaded *l, const text *input, int32_t **ids, size_t *n)
+/* *plain: no template was put around the text. */
+static bool encode_prompt(const options *o, const loaded *l, const text *input, int32_t **ids, size_t *n, bool *plain)
 {
     const char *name;
     if (!choose_template(o, l->vocab, &name)) return false;
+    *plain = !name;
     if (!(name ? encode_chat(o, l->vocab, name, input, ids, n) : encode_plain(l->vocab, input, ids, n))) return false;
     if (*n <= l->n_ctx) return true;
     report_error(command_run.name, "the prompt takes %zu tokens, the context holds %" PRIu64 ": raise -c, or shorten the prompt", *n, l->n_ctx);
     return false;
 }
 
-static int answer(const options *o, const loaded *l, const int32_t *ids, size_t n)
+static int answer(const options *o, const loaded *l, const int32_t *ids, size_t n, bool plain)
 {
     generator g;
     turn t;
     if (!generator_open(&g, l, o, !o->json)) return EXIT_FAILED;
+    g.continues = plain;
     loading_warn(l);
     generate_watch_interrupts();
     int code = generate_turn(&g, ids, n, &t) ? EXIT_OK : EXIT_FAILED;
@@ -101,9 +104,10 @@ static int run_main(const options *o)
     text input = {0};
     int32_t *ids = NULL;
     size_t n = 0;
+    bool plain = false;
     int code = EXIT_FAILED;
-    if (loading_check(&l, &command_run, o, (uint64_t)o->ctx) && read_input(o, &input) && loading_open(&l, o) && encode_prompt(o, &l, &input, &ids, &n))
-        code = answer(o, &l, ids, n);
+    if (loading_check(&l, &command_run, o, (uint64_t)o->ctx) && read_input(o, &input) && loading_open(&l, o) && encode_prompt(o, &l, &input, &ids, &n, &plain))
+        code = answer(o, &l, ids, n, plain);
     spw_free(ids);
     text_free(&input);
     loading_close(&l);

@@ -192,6 +192,10 @@ bool generate_turn(generator *g, const int32_t *ids, size_t n, turn *t)
         return true;
     }
     for (size_t i = 0; i < n; i++) spw_sampler_accept(g->sampler, ids[i]);
+    if (g->continues) {
+        size_t len;
+        spw_detok_push(g->detok, ids[n - 1], &len); /* what it hands out is the prompt's */
+    }
     double start = app_seconds();
     bool ok = write_answer(g, t);
     t->predicted_seconds = app_seconds() - start;

@@ -20,6 +20,7 @@ typedef struct generator {
     float *masked;         /* copy of the logits, where the tokens that end an answer are ruled out; NULL otherwise */
     int32_t pending;       /* the last generated token, when the session has not taken it yet; -1: none */
     bool stream;           /* write the text to standard output as it comes */
+    bool continues;        /* the answer goes on where the prompt's text ends, without a template between them: a space at its start is text */
 } generator;
 
 /* What one turn did. */

@@ -1,9 +1,9 @@
 /* fuzz_tokenizer.c - any text through small built-in vocabularies, or any vocabulary made of the input.
  *
  * Byte 0 chooses: bits 0-2 the vocabulary (gpt-2, llama-bpe, qwen2, smollm, default, SentencePiece; 6 and 7: one whose tokens, types, scores and merges
- * come from the input, as BPE or SentencePiece), bits 3-4 the flags of spw_tokenize.  The rest is text; for 6 and 7 it holds
- * lines that become tokens and, where they have a space, merges, then a line "=" and the text.  Checked besides crashes: the bytes of a byte-level round trip, ids in range, and that a stream of text is
- * never longer than its bytes allow. */
+ * come from the input, as BPE or SentencePiece), bits 3-4 the flags of spw_tokenize.  The rest is text; for 6 and 7 it holds lines that become
+ * tokens and, where they have a space, merges, then a line "=" and the text.  Checked besides crashes: the bytes of a byte-level round trip, ids in
+ * range, and that a stream of text is never longer than its bytes allow. */
 #include "vocab_build.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,5 +1,5 @@
-/* test_attend.c - the attention kernels of every ISA against the reference, the merge of partials, and the rule that neither the other queries of a call nor the
- * cut into spans changes a bit of a result.
+/* test_attend.c - the attention kernels of every ISA against the reference, the merge of partials, and the rule that neither the other queries of
+ * a call nor the cut into spans changes a bit of a result.
  *
  * Rows end at an unreadable page, so that a kernel that reads past the last position is caught by the processor. */
 #include "test.h"
@@ -91,7 +91,8 @@ static void job_run(job *j, const kern_table *t)
     j->o_stride = j->dim + 5;
     fill_guards(j->o, GUARD + j->n_q * j->o_stride + GUARD);
     fill_guards(j->lse, GUARD + j->n_q + GUARD);
-    kern_attend_args a = {.q = j->q, .q_stride = j->q_stride, .n_q = j->n_q, .dim = j->dim, .spans = j->spans, .n_spans = j->n_spans, .n_valid = j->n_valid,
+    kern_attend_args a = {.q = j->q, .q_stride = j->q_stride, .n_q = j->n_q, .dim = j->dim, .spans = j->spans, .n_spans = j->n_spans,
+        .n_valid = j->n_valid,
                           .o = j->o + GUARD, .o_stride = j->o_stride, .lse = j->lse + GUARD, .scratch = scratch};
     t->attend(&a);
     CHECK(is_guard(j->o, GUARD) && is_guard(j->lse, GUARD) && is_guard(j->lse + GUARD + j->n_q, GUARD));
@@ -130,11 +131,13 @@ static void compare(const char *what, job *got, job *want, double score_size, do
     for (size_t i = 0; i < got->n_q; i++) {
         float a = got->lse[GUARD + i], b = want->lse[GUARD + i];
         if (!(a == b || fabs((double)a - (double)b) <= lse_tol))
-            test_bad++, fprintf(stderr, "%s dim %zu query %zu of %zu: lse %.9g, expected %.9g within %.3g\n", what, got->dim, i, got->n_q, (double)a, (double)b, lse_tol);
+            test_bad++, fprintf(stderr, "%s dim %zu query %zu of %zu: lse %.9g, expected %.9g within %.3g\n", what, got->dim, i, got->n_q, (double)a,
+                (double)b, lse_tol);
         for (size_t d = 0; d < got->dim; d++) {
             float x = job_o(got, i)[d], y = job_o(want, i)[d];
             if (fabs((double)x - (double)y) <= o_tol) continue;
-            test_bad++, fprintf(stderr, "%s dim %zu query %zu of %zu: o[%zu] %.9g, expected %.9g within %.3g\n", what, got->dim, i, got->n_q, d, (double)x, (double)y, o_tol);
+            test_bad++, fprintf(stderr, "%s dim %zu query %zu of %zu: o[%zu] %.9g, expected %.9g within %.3g\n", what, got->dim, i, got->n_q, d,
+                (double)x, (double)y, o_tol);
             return;
         }
     }

@@ -1,6 +1,6 @@
 /* test_golden.c - the engine against its independent twin: logits at every position of real and tiny models.
  *
- * tests/data/golden_*.bin were written by `tools/reference.py MODEL --ids-file IDS -o golden_NAME.bin`, whose write_golden states the layout; the ids
+ * tests/data/golden_*.bin were written by `tools/reference.py MODEL --ids-file IDS --f64 -o golden_NAME.bin`, whose write_golden states the layout; the ids
  * are in the file.  Every model is evaluated with the reference kernels and with those that this machine would choose.  The stories models are found
  * in SPILLWAY_ASSETS, the larger ones in MODELS or build/models, the tiny ones beside the goldens. */
 #include "spillway.h"
@@ -146,7 +146,8 @@ static void test_model(void)
         CHECK_NEAR(d.max_kld, 0, TOL_GOLDEN_KLD);
         CHECK_INT(d.n_flips, 0);
     } else {
-        CHECK(!"the model could not be compared");
+        fprintf(stderr, "%s: nothing was compared\n", model_name);
+        test_bad++;
     }
     free(g.data);
 }

@@ -1,5 +1,5 @@
-/* test_math.c - the matrix product, normalisation and elementwise kernels of every ISA against the reference, and the rule that the bits of an output depend on its
- * own inputs alone. */
+/* test_math.c - the matrix product, normalisation and elementwise kernels of every ISA against the reference, and the rule that the bits of an
+ * output depend on its own inputs alone. */
 #include "test.h"
 
 #include "kern.h"
@@ -89,10 +89,12 @@ static void check_gemm(const kern_table *t, size_t n_rows, size_t n_out, size_t 
 {
     uint64_t seed = 1 + n_rows * 1000003 + n_out * 1009 + n_in;
     size_t xs = n_in + 3, ws = n_in + 1, ys = n_out + 2;
-    buf x = buf_random(n_rows * xs, scale, &seed), w = buf_random(n_out * ws, 1, &seed), y = buf_make(n_rows * ys), one = buf_make(n_out), cell = buf_make(1);
+    buf x = buf_random(n_rows * xs, scale, &seed), w = buf_random(n_out * ws, 1, &seed), y = buf_make(n_rows * ys), one = buf_make(n_out),
+        cell = buf_make(1);
     t->gemm(x.at, xs, n_rows, w.at, ws, n_out, n_in, y.at, ys);
     double e = gemm_error(&x, &w, &y, n_rows, n_out, n_in, xs, ws, ys);
-    if (!(e <= TOL_GEMM_REL)) test_bad++, fprintf(stderr, "gemm %s %zu x %zu x %zu: error %.3g, allowed %.3g\n", t->isa, n_rows, n_out, n_in, e, TOL_GEMM_REL);
+    if (!(e <= TOL_GEMM_REL)) test_bad++, fprintf(stderr, "gemm %s %zu x %zu x %zu: error %.3g, allowed %.3g\n", t->isa, n_rows, n_out, n_in, e,
+        TOL_GEMM_REL);
     CHECK(guards_whole(&y));
     for (size_t r = 0; r < n_rows; r++) { /* the gaps between rows are not ours */
         uint32_t gap;

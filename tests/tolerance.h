@@ -1,8 +1,9 @@
-/* tolerance.h - how far a fast kernel may be from the reference (f64), one constant per operation.  docs/NUMERICS.md explains them; a test never loosens one on its own. */
+/* tolerance.h - how far a fast kernel may be from the reference (f64), one constant per operation.  docs/NUMERICS.md explains them; a test never
+ * loosens one on its own. */
 #ifndef SPW_TOLERANCE_H
 #define SPW_TOLERANCE_H
 
-/* gemm: error of an element relative to sum_k |x_k| |w_k|.  At most 32 additions in a lane, 4 in the tree, a chunk sum for each 512: measured below 3e-7. */
+/* gemm: error of an element relative to sum_k |x_k| |w_k|.  At most 32 additions in a lane, 4 in the tree, and one for each chunk of 512. */
 #define TOL_GEMM_REL 1e-6
 /* rms_norm: error relative to |out|; all is f64 until one rounding. */
 #define TOL_RMS_NORM_REL 2e-7
@@ -16,13 +17,14 @@
 #define TOL_ATTEND_SCORE_REL 1e-6
 /* merge: any split against no split, o relative to the largest |v|, lse relative to max(1, |lse|). */
 #define TOL_MERGE_REL 1e-6
-/* golden logits of the independent twin (test_golden.c): absolute error of any logit, and of the log-sum-exp, with the reference kernels and with the fast
- * ones; mean over all compared logits with the fast ones; Kullback-Leibler divergence of a position in nats; the distance of the two largest logits
- * below which either may be first. */
+/* golden logits of the independent twin (test_golden.c): absolute error of any logit, and of the log-sum-exp, with the reference kernels and with
+ * the fast ones; mean over all compared logits with the fast ones; Kullback-Leibler divergence of a position in nats; the distance of the two
+ * largest logits below which either may be first.  The fast ones have room for K and V that round to another half: between tools/reference.py and
+ * itself with --f64 this alone makes 0.023 at most and 0.0021 in the mean on SmolLM2, where without that rounding they agree to 0.0001. */
 #define TOL_GOLDEN_REF_LOGIT 1e-3
-#define TOL_GOLDEN_FAST_LOGIT 1e-2
-#define TOL_GOLDEN_FAST_MEAN 1e-3
-#define TOL_GOLDEN_KLD 1e-5
+#define TOL_GOLDEN_FAST_LOGIT 3e-2
+#define TOL_GOLDEN_FAST_MEAN 3e-3
+#define TOL_GOLDEN_KLD 5e-5
 #define TOL_GOLDEN_TIE 2e-3
 
 #endif

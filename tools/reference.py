@@ -2,11 +2,16 @@
 """The independent twin of the engine: a plain numpy forward pass that writes golden logits.
 
 It shares no code with the engine: GGUF files are read and weights dequantised by PyPI's `gguf`, and every formula is written out from
-the papers.  Activations are never quantised; products are f32, sums over a row (norm, softmax, log-sum-exp) are f64.  Only K and V are
-rounded to f16, as the engine's store does (--kv-f32: not even these).
+the papers.  Activations are never quantised; products are f32 (--f64: everything is f64), sums over a row (norm, softmax, log-sum-exp) are f64.
+Only K and V are rounded to f16, as the engine's store does (--kv-f32: not even these).
+
+The one thing to know: that rounding limits how well two correct programs can agree.  A K or V that lies next to the middle of two halves is
+rounded up by one and down by the other, and the logits then differ far more than their arithmetic does: run this file with and without --f64,
+and again with --kv-f32, to see both.
 
     tools/reference.py MODEL --ids 1,2,3              top of the last position, as text
-    tools/reference.py MODEL --ids-file F -o G.bin    golden for tests/test_golden.c (layout at write_golden)
+    tools/reference.py MODEL --ids-file F --f64 -o G.bin
+                                                      golden for tests/test_golden.c (layout at write_golden)
     tools/reference.py MODEL --ids-file F -o G.npz    golden with every logit
     tools/reference.py MODEL --ppl-ids F -c C --chunks N
                                                       perplexity as llama-perplexity defines it
@@ -33,6 +38,7 @@ class Model:
         self.tensors = {t.name: t for t in self.reader.tensors}
         self.cache = {}
         self.kv_f32 = args.kv_f32
+        self.real = np.float64 if args.f64 else np.float32
         arch = self.key("general.architecture")
         if arch not in ARCHITECTURES:
             sys.exit(f"{path}: architecture {arch} is not one of {', '.join(ARCHITECTURES)}")
@@ -66,7 +72,7 @@ class Model:
         if name not in self.cache:
             t = self.tensors[name]
             shape = [int(n) for n in reversed(t.shape)]
-            self.cache[name] = gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32).reshape(shape)
+            self.cache[name] = gguf.quants.dequantize(t.data, t.tensor_type).astype(self.real).reshape(shape)
         return self.cache[name]
 
     def rope_frequencies(self, base, kind, factor, orig_ctx):
@@ -88,7 +94,7 @@ class Model:
     def rotate(self, x):
         """x: [heads][n][head_dim], positions 0..n-1."""
         angle = np.arange(x.shape[1], dtype=np.float64)[:, None] * self.freq[None, :]
-        cos, sin = (np.cos(angle) * self.mscale).astype(np.float32), (np.sin(angle) * self.mscale).astype(np.float32)
+        cos, sin = (np.cos(angle) * self.mscale).astype(self.real), (np.sin(angle) * self.mscale).astype(self.real)
         half = self.n_rot // 2
         first, second = (slice(0, self.n_rot, 2), slice(1, self.n_rot, 2)) if self.order == "pairs" else (slice(0, half), slice(half, self.n_rot))
         out = x.copy()
@@ -98,7 +104,7 @@ class Model:
 
     def rms_norm(self, x, name):
         scale = 1 / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + self.eps)
-        return (x * scale).astype(np.float32) * self.weight(name)
+        return (x * scale).astype(self.real) * self.weight(name)
 
     def linear(self, x, name):
         y = x @ self.weight(f"{name}.weight").T
@@ -112,24 +118,24 @@ class Model:
             q, k = self.rms_norm(q, f"{layer}.attn_q_norm.weight"), self.rms_norm(k, f"{layer}.attn_k_norm.weight")
         q, k = self.rotate(q), self.rotate(k)
         if not self.kv_f32:
-            k, v = k.astype(np.float16).astype(np.float32), v.astype(np.float16).astype(np.float32)
+            k, v = k.astype(np.float16).astype(self.real), v.astype(np.float16).astype(self.real)
         future = np.triu(np.ones((n, n), dtype=bool), 1)
-        out = np.empty((n, self.n_head * dim), dtype=np.float32)
+        out = np.empty((n, self.n_head * dim), dtype=self.real)
         for h in range(self.n_head):
             kv = h // (self.n_head // self.n_head_kv)
             score = (q[h] @ k[kv].T).astype(np.float64) / math.sqrt(dim)
             score[future] = -np.inf
             p = np.exp(score - score.max(axis=1, keepdims=True))
-            out[:, h * dim:(h + 1) * dim] = (p / p.sum(axis=1, keepdims=True)).astype(np.float32) @ v[kv]
+            out[:, h * dim:(h + 1) * dim] = (p / p.sum(axis=1, keepdims=True)).astype(self.real) @ v[kv]
         return self.linear(out, f"{layer}.attn_output")
 
     def feed_forward(self, x, layer):
         gate, up = self.linear(x, f"{layer}.ffn_gate"), self.linear(x, f"{layer}.ffn_up")
         wide = gate.astype(np.float64)
-        return self.linear((wide / (1 + np.exp(-wide)) * up).astype(np.float32), f"{layer}.ffn_down")
+        return self.linear((wide / (1 + np.exp(-wide)) * up).astype(self.real), f"{layer}.ffn_down")
 
     def logits(self, ids):
-        """[n][n_vocab] f32: one evaluation of ids from an empty context."""
+        """[n][n_vocab]: one evaluation of ids from an empty context."""
         x = self.weight("token_embd.weight")[np.asarray(ids)]
         for i in range(self.n_layer):
             layer = f"blk.{i}"
@@ -190,6 +196,7 @@ def main():
     parser.add_argument("--ppl-ids", help="file of token ids of a text, for its perplexity")
     parser.add_argument("-c", "--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=0, help="0: all")
+    parser.add_argument("--f64", action="store_true", help="compute in f64 throughout")
     parser.add_argument("--kv-f32", action="store_true", help="do not round K and V to f16")
     parser.add_argument("--rope-scaling", choices=["none", "linear", "yarn"])
     parser.add_argument("--rope-scale", type=float)
@@ -208,7 +215,7 @@ def main():
         parser.error(f"ids must be 0..{model.n_vocab - 1}, found {bad[:1] or 'none'}")
     logits = model.logits(ids)
     if args.output and args.output.endswith(".npz"):
-        np.savez_compressed(args.output, ids=np.asarray(ids, dtype=np.int32), logits=logits)
+        np.savez_compressed(args.output, ids=np.asarray(ids, dtype=np.int32), logits=logits.astype(np.float32))
     elif args.output:
         write_golden(args.output, ids, logits)
     else:

@@ -11,6 +11,10 @@
 # COUNTS=FILE appends the sum to FILE as three numbers, for a caller that adds up several runs; TEST_TIMEOUT is in seconds.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+if [ $# -lt 2 ]; then
+    echo "run_tests.sh: no tests are named; usage: tools/run_tests.sh BUILD NAME..." >&2
+    exit 2
+fi
 build=$1
 shift
 

@@ -11,8 +11,8 @@
 
 enum { KERN_GROUP = 4 }; /* queries per register tile */
 
-/* The parts of a.scratch.  m, l: running maximum and sum of each query.  s: scores, then exponentials, of one group, KERN_TILE each.  tile: KERN_TILE rows of
- * 2 * dim floats. */
+/* The parts of a.scratch.  m, l: running maximum and sum of each query.  s: scores, then exponentials, of one group, KERN_TILE each.  tile:
+ * KERN_TILE rows of 2 * dim floats. */
 typedef struct kern_attend_work {
     float *m, *l, *s, *tile;
 } kern_attend_work;
@@ -39,9 +39,9 @@ static inline kern_attend_work kern_attend_begin(const kern_attend_args *a)
     return w;
 }
 
-/* Up to KERN_TILE positions: the first one's number in the joined spans, how many, and where each row is.  Entries from n on repeat the last row, so that a
- * register tile may run past n without reading what is not there.  The empty tile after the last one names the addresses that follow in memory, never to be read but
- * worth asking for: the caller's next call most likely goes on there. */
+/* Up to KERN_TILE positions: the first one's number in the joined spans, how many, and where each row is.  Entries from n on repeat the last row,
+ * so that a register tile may run past n without reading what is not there.  The empty tile after the last one names the addresses that follow in
+ * memory, never to be read but worth asking for: the caller's next call most likely goes on there. */
 typedef struct kern_tile {
     uint32_t base, n;
     const unsigned char *rows[KERN_TILE];

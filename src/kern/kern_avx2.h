@@ -1,6 +1,7 @@
 /* kern_avx2.h - pieces that the AVX2 kernels share: the lane tree and the exponential (kern_simd.h says what they must compute).
  *
- * The 16 lanes of a sum are two vectors, lanes 0-7 and 8-15.  Register tiles keep one of the two at a time and pass over the data twice: twice as many sums fit. */
+ * The 16 lanes of a sum are two vectors, lanes 0-7 and 8-15.  Register tiles keep one of the two at a time and pass over the data twice: twice
+ * as many sums fit. */
 #ifndef SPW_KERN_AVX2_H
 #define SPW_KERN_AVX2_H
 
@@ -10,8 +11,9 @@
 
 enum { AVX2_LANES = 8 };
 
-/* Eight lane sums at once: lane i of the result is the tree over v[i], whose lanes i and i + 8 are already added.  Each step halves the vectors: of two, one keeps its
- * lower part and the other its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both; v is overwritten. */
+/* Eight lane sums at once: lane i of the result is the tree over v[i], whose lanes i and i + 8 are already added.  Each step halves the vectors:
+ * of two, one keeps its lower part and the other its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both;
+ * v is overwritten. */
 KERN_INLINE __m256 avx2_fold8(__m256 *v)
 {
     KERN_UNROLL for (int i = 0; i < 4; i++)

@@ -1,7 +1,7 @@
 /* kern_avx2_attend.c - attention over tiles of K and V rows, and the merge of partials, for AVX2 with FMA and F16C.
  *
- * Few queries (decode) read the half rows straight, converting as they load, and ask for the rows of the next tile; many (a prompt) first convert the tile to floats
- * once.  Conversion is exact and all else is the same code, so both give the same bits. */
+ * Few queries (decode) read the half rows straight, converting as they load, and ask for the rows of the next tile; many (a prompt) first
+ * convert the tile to floats once.  Conversion is exact and all else is the same code, so both give the same bits. */
 #include "kern_attend.h"
 #include "kern_avx2.h"
 
@@ -34,7 +34,8 @@ KERN_INLINE void prefetch_rows(const unsigned char *const *rows, const int n, si
 }
 
 /* One half of the lanes, from element `first` (0 or 8) of every 16, of the dot products of n_q queries and n_t rows. */
-KERN_INLINE void score_half(const tile_step *st, const float *q, const unsigned char *const *rows, size_t first, __m256 *acc, const int n_q, const int n_t, const bool half)
+KERN_INLINE void score_half(const tile_step *st, const float *q, const unsigned char *const *rows, size_t first, __m256 *acc, const int n_q,
+                            const int n_t, const bool half)
 {
     const size_t dim = st->a->dim, stride = st->a->q_stride;
     KERN_UNROLL for (int i = 0; i < AVX2_LANES; i++) acc[i] = _mm256_setzero_ps();
@@ -48,8 +49,8 @@ KERN_INLINE void score_half(const tile_step *st, const float *q, const unsigned 
     }
 }
 
-/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats becomes its largest (of
- * either sign), so that differences of scores are numbers. */
+/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats
+ * becomes its largest (of either sign), so that differences of scores are numbers. */
 KERN_INLINE void score_group(const tile_step *st, size_t q0, uint32_t n, const int n_q, const bool half)
 {
     const int n_t = n_q == 3 ? 2 : AVX2_LANES / n_q;
@@ -74,7 +75,8 @@ KERN_INLINE float largest_lane(__m256 v)
     return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 
-/* Scores to exponentials for query i, whose n >= 1 scores are at s: raises its maximum (and rescales what it has) if the tile has a larger one, then adds to its sum. */
+/* Scores to exponentials for query i, whose n >= 1 scores are at s: raises its maximum (and rescales what it has) if the tile has a larger one,
+ * then adds to its sum. */
 static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t i, float *s, uint32_t n)
 {
     uint32_t end = (n + KERN_LANES - 1) / KERN_LANES * KERN_LANES;
@@ -101,7 +103,8 @@ static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t 
 }
 
 /* o += p V for n_q queries and n_v vectors of elements from d on, positions [from, to). */
-KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v, const bool half)
+KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
+                             const bool half)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
     __m256 acc[KERN_GROUP][4];

@@ -1,7 +1,7 @@
 /* kern_avx2_math.c - matrix product, normalisation and the elementwise kernels for AVX2 with FMA and F16C.
  *
- * The matrix product works in register tiles of 8 sums (2 rows by 4 outputs, or 1 by 8), whatever the shape: lanes 0-7 over the chunk, then lanes 8-15, folded together at
- * the end.  An element never knows which tile it was in. */
+ * The matrix product works in register tiles of 8 sums (2 rows by 4 outputs, or 1 by 8), whatever the shape: lanes 0-7 over the chunk, then
+ * lanes 8-15, folded together at the end.  An element never knows which tile it was in. */
 #include "kern_avx2.h"
 
 #include <math.h>
@@ -89,9 +89,11 @@ static void gemm(const float *x, size_t x_stride, size_t n_rows, const float *w,
 /* acc[i]: lanes 4 i to 4 i + 3 of the 16. */
 KERN_INLINE void add_squares(__m256d *acc, __m256 low, __m256 high)
 {
-    __m256d v[4] = {_mm256_cvtps_pd(_mm256_castps256_ps128(low)), _mm256_cvtps_pd(_mm256_extractf128_ps(low, 1)), _mm256_cvtps_pd(_mm256_castps256_ps128(high)),
-                    _mm256_cvtps_pd(_mm256_extractf128_ps(high, 1))};
-    KERN_UNROLL for (int i = 0; i < 4; i++) acc[i] = _mm256_fmadd_pd(v[i], v[i], acc[i]);
+    __m128 parts[4] = {_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1), _mm256_castps256_ps128(high), _mm256_extractf128_ps(high, 1)};
+    KERN_UNROLL for (int i = 0; i < 4; i++) {
+        __m256d v = _mm256_cvtps_pd(parts[i]);
+        acc[i] = _mm256_fmadd_pd(v, v, acc[i]);
+    }
 }
 
 /* The sum of squares is exact per product in f64, so fused or not is the same; lanes and tree are those of a dot product. */

@@ -6,8 +6,8 @@
 
 #include "kern_simd.h"
 
-/* Sixteen lane sums at once: lane i of the result is the tree over the lanes of v[i].  Each step halves the vectors: of two, one keeps its lower part and the other
- * its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both; v is overwritten. */
+/* Sixteen lane sums at once: lane i of the result is the tree over the lanes of v[i].  Each step halves the vectors: of two, one keeps its lower
+ * part and the other its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both; v is overwritten. */
 KERN_INLINE __m512 avx512_fold16(__m512 *v)
 {
     KERN_UNROLL for (int i = 0; i < 8; i++)

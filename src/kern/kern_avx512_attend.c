@@ -1,7 +1,7 @@
 /* kern_avx512_attend.c - attention over tiles of K and V rows, and the merge of partials, for AVX-512.
  *
- * Few queries (decode) read the half rows straight, converting as they load, and ask for the rows of the next tile; many (a prompt) first convert the tile to floats
- * once.  Conversion is exact and all else is the same code, so both give the same bits. */
+ * Few queries (decode) read the half rows straight, converting as they load, and ask for the rows of the next tile; many (a prompt) first
+ * convert the tile to floats once.  Conversion is exact and all else is the same code, so both give the same bits. */
 #include "kern_attend.h"
 #include "kern_avx512.h"
 
@@ -33,8 +33,8 @@ KERN_INLINE void prefetch_rows(const unsigned char *const *rows, const int n, si
         for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const void *)(rows[i] + from + b), PREFETCH_HINT);
 }
 
-/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats becomes its largest (of
- * either sign), so that differences of scores are numbers. */
+/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats
+ * becomes its largest (of either sign), so that differences of scores are numbers. */
 KERN_INLINE void score_group(const tile_step *st, size_t q0, uint32_t n, const int n_q, const bool half)
 {
     const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
@@ -60,7 +60,8 @@ KERN_INLINE void score_group(const tile_step *st, size_t q0, uint32_t n, const i
     }
 }
 
-/* Scores to exponentials for query i, whose n >= 1 scores are at s: raises its maximum (and rescales what it has) if the tile has a larger one, then adds to its sum. */
+/* Scores to exponentials for query i, whose n >= 1 scores are at s: raises its maximum (and rescales what it has) if the tile has a larger one,
+ * then adds to its sum. */
 static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t i, float *s, uint32_t n)
 {
     uint32_t end = (n + KERN_LANES - 1) / KERN_LANES * KERN_LANES;
@@ -85,7 +86,8 @@ static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t 
 }
 
 /* o += p V for n_q queries and n_v vectors of elements from d on, positions [from, to). */
-KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v, const bool half)
+KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
+                             const bool half)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
     __m512 acc[KERN_GROUP][4];

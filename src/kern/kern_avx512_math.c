@@ -1,7 +1,7 @@
 /* kern_avx512_math.c - matrix product, normalisation and the elementwise kernels for AVX-512.
  *
- * The matrix product works in register tiles of 16 sums (4 rows by 4 outputs, 2 by 8 or 1 by 16), whatever the shape: one vector of lanes for each sum, folded together
- * at the end of each chunk.  An element never knows which tile it was in. */
+ * The matrix product works in register tiles of 16 sums (4 rows by 4 outputs, 2 by 8 or 1 by 16), whatever the shape: one vector of lanes for
+ * each sum, folded together at the end of each chunk.  An element never knows which tile it was in. */
 #include "kern_avx512.h"
 
 #include <math.h>

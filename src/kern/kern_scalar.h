@@ -1,4 +1,5 @@
-/* kern_scalar.h - pieces that the plain C kernels share, written so that any compiler can vectorise them (kern_simd.h says what they must compute). */
+/* kern_scalar.h - pieces that the plain C kernels share, written so that any compiler can vectorise them (kern_simd.h says what they must
+ * compute). */
 #ifndef SPW_KERN_SCALAR_H
 #define SPW_KERN_SCALAR_H
 

@@ -15,7 +15,8 @@ static void convert_tile(const kern_attend_args *a, const kern_tile *t, float *t
     }
 }
 
-/* A score beyond the range of floats becomes its largest (of either sign; not a number counts as the lowest), so that differences of scores are numbers. */
+/* A score beyond the range of floats becomes its largest (of either sign; not a number counts as the lowest), so that differences of scores are
+ * numbers. */
 static float score(const float *q, const float *k, size_t dim)
 {
     float s = 0;

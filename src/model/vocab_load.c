@@ -80,14 +80,27 @@ static int byte_of_name(gguf_str s)
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
-/* Tokens that end a turn by what they are called.  Files exist that list them as user-defined; text could then end a turn, so they are control tokens here. */
+static bool is_one_of(gguf_str s, const char *const *names, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strlen(names[i]) == s.len && !memcmp(names[i], s.p, s.len)) return true;
+    return false;
+}
+
+/* Marks of chat templates by what they are called.  Files exist that list them as user-defined; text could then begin or end a turn, so they are control
+ * tokens here. */
+static bool is_begin_name(gguf_str s)
+{
+    static const char *const names[] = {"<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<|system|>", "<|user|>",
+                                        "<|assistant|>"};
+    return is_one_of(s, names, sizeof names / sizeof *names);
+}
+
 static bool is_end_name(gguf_str s)
 {
     static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<|endoftext|>",
                                         "</s>", "<|eom_id|>", "<EOT>"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strlen(names[i]) == s.len && !memcmp(names[i], s.p, s.len)) return true;
-    return false;
+    return is_one_of(s, names, sizeof names / sizeof *names);
 }
 
 /* Fills token id from its text in the file; its bytes go to out, which has room for s.len. */
@@ -95,6 +108,7 @@ static void load_token(load *l, int32_t id, gguf_str s, char *out)
 {
     spw_vocab *v = l->v;
     vocab_token *t = &v->tokens[id];
+    if (is_begin_name(s)) t->type = TOKEN_CONTROL;
     if (is_end_name(s)) t->type = TOKEN_CONTROL, t->ends = true;
     int byte = v->spm && (t->type == TOKEN_BYTE || !l->has_types) ? byte_of_name(s) : -1;
     bool verbatim = t->type == TOKEN_CONTROL || t->type == TOKEN_USER || t->type == TOKEN_UNKNOWN;
@@ -184,12 +198,14 @@ static spw_status load_id(load *l, const char *name, int32_t *out)
 static spw_status load_ids(load *l)
 {
     spw_vocab *v = l->v;
+    static const int32_t spm_ids[5] = {1, 2, -1, -1, 0}; /* SentencePiece's own, where a file leaves them out */
     static const char *const names[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
                                         "tokenizer.ggml.eom_token_id", "tokenizer.ggml.unknown_token_id"};
     int32_t ids[5];
     for (int i = 0; i < 5; i++) {
         spw_status st = load_id(l, names[i], &ids[i]);
         if (st != SPW_OK) return st;
+        if (v->spm && !gguf_find_key(l->f, names[i]) && spm_ids[i] < v->n_tokens) ids[i] = spm_ids[i];
         if (ids[i] < 0 || l->has_types || i == 4) continue;
         v->tokens[ids[i]].type = TOKEN_CONTROL, v->tokens[ids[i]].plain = false;
     }
