@@ -177,6 +177,11 @@ typedef enum spw_rope_scaling {
     SPW_ROPE_YARN,
 } spw_rope_scaling;
 
+typedef enum spw_kv_type {
+    SPW_KV_F16 = 0, /* K and V are kept as halves */
+    SPW_KV_F32,     /* as floats: twice the memory and no faster; for comparing with implementations that do not round K and V */
+} spw_kv_type;
+
 typedef struct spw_engine_params {
     int n_threads;                 /* 0: one per core that is online; at most 256 */
     int n_batch;                   /* rows evaluated at once, 1..8192; 0: 512.  More costs memory, not exactness */
@@ -184,6 +189,7 @@ typedef struct spw_engine_params {
     float rope_scale;              /* factor by which the context is stretched; 0: the file's, or 1 */
     float rope_freq_base;          /* 0: the file's */
     uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
+    spw_kv_type kv_type;
 } spw_engine_params;
 
 spw_engine_params spw_engine_default_params(void);

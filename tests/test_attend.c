@@ -61,6 +61,7 @@ typedef struct job {
     const kern_span *spans;
     size_t n_spans;
     const uint32_t *n_valid;
+    bool f32;
     const float *q;
     float o[GUARD + MAX_Q * (MAX_DIM + 5) + GUARD], lse[GUARD + MAX_Q + GUARD];
 } job;
@@ -92,8 +93,7 @@ static void job_run(job *j, const kern_table *t)
     fill_guards(j->o, GUARD + j->n_q * j->o_stride + GUARD);
     fill_guards(j->lse, GUARD + j->n_q + GUARD);
     kern_attend_args a = {.q = j->q, .q_stride = j->q_stride, .n_q = j->n_q, .dim = j->dim, .spans = j->spans, .n_spans = j->n_spans,
-        .n_valid = j->n_valid,
-                          .o = j->o + GUARD, .o_stride = j->o_stride, .lse = j->lse + GUARD, .scratch = scratch};
+                          .n_valid = j->n_valid, .f32 = j->f32, .o = j->o + GUARD, .o_stride = j->o_stride, .lse = j->lse + GUARD, .scratch = scratch};
     t->attend(&a);
     CHECK(is_guard(j->o, GUARD) && is_guard(j->lse, GUARD) && is_guard(j->lse + GUARD + j->n_q, GUARD));
     for (size_t i = 0; i < j->n_q; i++) CHECK(is_guard(job_o(j, i) + j->dim, 5));
@@ -459,6 +459,38 @@ static void test_merge_splits(void)
     rows_free(&r);
 }
 
+/* Rows of floats that hold what the halves hold give the bits of the halves, in both regimes and across borders of spans. */
+static void test_rows_of_floats(void)
+{
+    enum { N = 150 };
+    uint64_t seed = 53;
+    job *a = job_new(), *b = job_new();
+    for (size_t d = 0; d < N_DIMS; d++) {
+        size_t n_elems = N * 2 * dims[d];
+        rows half = rows_random(N, dims[d], 1, 1, &seed), whole = rows_make(2 * N, dims[d]);
+        float *f = (float *)(void *)whole.at;
+        for (size_t i = 0; i < n_elems; i++) f[i] = kern_f16_to_f32(half.at[i]);
+        float *q = queries_random(21, dims[d], 0.5f, &seed);
+        kern_span span = {half.at, N}, float_spans[2] = {{f, 70}, {f + 70 * 2 * dims[d], N - 70}};
+        for (size_t n_q = 1; n_q <= 21; n_q += 5) {
+            a->n_q = n_q, a->dim = dims[d], a->q = q, a->q_stride = dims[d], a->spans = &span, a->n_spans = 1;
+            *b = *a;
+            b->spans = float_spans, b->n_spans = 2, b->f32 = true;
+            for (size_t k = 0; k < N_ISA; k++) {
+                const kern_table *t = kern_get(isas[k]);
+                if (!t) continue;
+                job_run(a, t);
+                job_run(b, t);
+                for (size_t i = 0; i < n_q; i++) CHECK(same_answer(a, i, b, i));
+            }
+        }
+        free(q);
+        rows_free(&half);
+        rows_free(&whole);
+    }
+    free(a), free(b);
+}
+
 /* AVX2 and AVX-512 do the same operations on the same 16 lanes. */
 static void test_vector_isas_agree(void)
 {
@@ -495,6 +527,7 @@ int main(void)
     RUN(test_flushing);
     RUN(test_masks);
     RUN(test_cuts);
+    RUN(test_rows_of_floats);
     RUN(test_merge_identity);
     RUN(test_merge_splits);
     if (kern_get("avx2") && kern_get("avx512")) RUN(test_vector_isas_agree);

@@ -209,7 +209,7 @@ static void test_spans_cover_the_rows(void)
         CHECK(count <= KV_MAX_SPANS);
         for (size_t s = 0; s < count; s++) {
             CHECK(spans[s].n > 0);
-            for (uint32_t j = 0; j < spans[s].n; j++, seen++) CHECK(spans[s].rows + (size_t)j * 2 * DIM == kv_row(a.seq, 2, 1, first + seen));
+            for (uint32_t j = 0; j < spans[s].n; j++, seen++) CHECK((const kern_f16 *)spans[s].rows + (size_t)j * 2 * DIM == kv_row(a.seq, 2, 1, first + seen));
         }
         CHECK_INT(seen, n);
     }

@@ -57,7 +57,7 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     l.o = d->ops->stage(d, b->o, o_bytes);
     exec_append(e->exec, e->rows, n_rows, &l);
     if (build) {
-        plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
+        plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .dim = e->dim, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
         s = plan_build(&e->plan, e->rows, n_rows, &shape, err);
         if (s) return s;
     }

@@ -39,8 +39,8 @@ typedef void kern_to_f16_fn(const float *src, size_t n, kern_f16 *dst);
 
 /* ---- attention ------------------------------------------------------------------------------
  *
- * Rows of the KV store: K [dim] then V [dim] as halves, dim = head_dim rounded up to a multiple of 16, the padding zero; queries
- * are padded alike.  A row takes 4 * dim bytes; rows are at least 32-byte aligned.
+ * Rows of the KV store: K [dim] then V [dim] as halves (or, for comparing with other implementations, as floats), dim = head_dim rounded up to a
+ * multiple of 16, the padding zero; queries are padded alike.  A row takes 4 * dim bytes (8 * dim); rows are at least 32-byte aligned.
  *
  * A partial is (o, lse): o [dim] the weighted mean of V in f32, lse the natural logarithm of the summed exponentials of the scores
  * q.k (q comes already scaled).  The empty set is o = 0, lse = -inf.
@@ -50,9 +50,9 @@ typedef void kern_to_f16_fn(const float *src, size_t n, kern_f16 *dst);
  * Memory-bound for few queries (4 * n * dim bytes), compute-bound for many. */
 enum { KERN_TILE = 64, KERN_SPAN = 512, KERN_MAX_G = 32 }; /* positions per tile; positions per span at most; query heads per call at most */
 
-/* Adjacent positions: row i is at rows + i * 4 * dim bytes. */
+/* Adjacent positions: row i is i rows' bytes behind rows. */
 typedef struct kern_span {
-    const kern_f16 *rows;
+    const void *rows;
     uint32_t n; /* 0 .. KERN_SPAN */
 } kern_span;
 
@@ -72,6 +72,7 @@ typedef struct kern_attend_args {
     const kern_span *spans;
     size_t n_spans;
     const uint32_t *n_valid;
+    bool f32; /* rows of floats */
     float *o;
     size_t o_stride;
     float *lse;

@@ -49,6 +49,7 @@ typedef struct kern_tile {
 
 typedef struct kern_walk {
     const kern_attend_args *a;
+    size_t row_bytes;
     size_t span;     /* current span */
     uint32_t at;     /* next position in it */
     uint32_t base;   /* next position in all */
@@ -62,14 +63,14 @@ static inline kern_walk kern_walk_begin(const kern_attend_args *a)
     for (size_t i = 0; i < a->n_spans; i++) n += a->spans[i].n;
     for (size_t i = 0; i < a->n_q && a->n_valid; i++) seen = a->n_valid[i] > seen ? a->n_valid[i] : seen;
     if (a->n_valid && seen < n) n = seen;
-    return (kern_walk){.a = a, .limit = a->n_q ? n : 0};
+    return (kern_walk){.a = a, .row_bytes = (a->f32 ? 8 : 4) * a->dim, .limit = a->n_q ? n : 0};
 }
 
 /* The next tile; n is 0 after the last. */
 static inline void kern_walk_next(kern_walk *w, kern_tile *t)
 {
     uint32_t left = w->limit - w->base, want = left < KERN_TILE ? left : KERN_TILE, n = 0;
-    size_t row_bytes = 4 * w->a->dim;
+    size_t row_bytes = w->row_bytes;
     t->base = w->base;
     t->n = want;
     while (n < want) {

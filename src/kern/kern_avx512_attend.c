@@ -187,7 +187,10 @@ static void attend(const kern_attend_args *a)
         const kern_tile *t = &tiles[now];
         kern_walk_next(&walk, &tiles[now ^ 1]);
         tile_step st = {.a = a, .w = &w, .t = t, .rows = t->rows, .next = tiles[now ^ 1].rows};
-        if (a->n_q <= FEW) {
+        if (a->f32) {
+            st.next = NULL;
+            attend_from_floats(&st);
+        } else if (a->n_q <= FEW) {
             attend_from_halves(&st);
         } else {
             convert_tile(a, t, w.tile, float_rows);

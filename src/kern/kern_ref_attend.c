@@ -9,10 +9,17 @@ size_t kern_attend_scratch(size_t n_q, size_t dim)
     return (2 * kern_attend_pad(n_q) + KERN_GROUP * KERN_TILE + 2 * dim * KERN_TILE) * sizeof(float);
 }
 
-static double score(const float *q, const kern_f16 *k, size_t dim)
+/* Element i of row t of a span: K from 0 on, V from dim on. */
+static double element(const kern_attend_args *a, const kern_span *span, size_t t, size_t i)
+{
+    i += t * 2 * a->dim;
+    return a->f32 ? (double)((const float *)span->rows)[i] : (double)kern_f16_to_f32(((const kern_f16 *)span->rows)[i]);
+}
+
+static double score(const kern_attend_args *a, const float *q, const kern_span *span, size_t t)
 {
     double sum = 0;
-    for (size_t d = 0; d < dim; d++) sum += (double)q[d] * (double)kern_f16_to_f32(k[d]);
+    for (size_t d = 0; d < a->dim; d++) sum += (double)q[d] * element(a, span, t, d);
     return sum;
 }
 
@@ -21,7 +28,7 @@ static double largest_score(const kern_attend_args *a, const float *q, uint32_t 
 {
     double m = -INFINITY;
     for (size_t s = 0; s < a->n_spans; s++) {
-        for (uint32_t i = 0; i < a->spans[s].n && n; i++, n--) m = fmax(m, score(q, a->spans[s].rows + i * 2 * a->dim, a->dim));
+        for (uint32_t i = 0; i < a->spans[s].n && n; i++, n--) m = fmax(m, score(a, q, &a->spans[s], i));
     }
     return m;
 }
@@ -38,10 +45,9 @@ static void attend(const kern_attend_args *a)
         memset(o, 0, a->dim * sizeof *o);
         for (size_t s = 0; s < a->n_spans; s++) {
             for (uint32_t t = 0; t < a->spans[s].n && left; t++, left--) {
-                const kern_f16 *k = a->spans[s].rows + t * 2 * a->dim, *v = k + a->dim;
-                double p = exp(score(q, k, a->dim) - m);
+                double p = exp(score(a, q, &a->spans[s], t) - m);
                 l += p;
-                for (size_t d = 0; d < a->dim; d++) o[d] += p * (double)kern_f16_to_f32(v[d]);
+                for (size_t d = 0; d < a->dim; d++) o[d] += p * element(a, &a->spans[s], t, a->dim + d);
             }
         }
         a->lse[i] = n ? (float)(m + log(l)) : -INFINITY;

@@ -11,7 +11,8 @@ static void convert_tile(const kern_attend_args *a, const kern_tile *t, float *t
     size_t width = 2 * a->dim;
     for (uint32_t i = 0; i < t->n; i++) {
         const kern_f16 *row = (const void *)t->rows[i];
-        for (size_t d = 0; d < width; d++) tile[i * width + d] = scalar_from_half(row[d]);
+        if (a->f32) memcpy(tile + i * width, row, width * sizeof *tile);
+        else for (size_t d = 0; d < width; d++) tile[i * width + d] = scalar_from_half(row[d]);
     }
 }
 

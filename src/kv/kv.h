@@ -1,6 +1,6 @@
 /* kv.h - the host KV store: every K and V row of every session, in pages that sessions share.
  *
- * Layout.  A row is one position of one layer and one KV head: K [dim] then V [dim] as halves, dim = head_dim rounded up to 16, the padding
+ * Layout.  A row is one position of one layer and one KV head: K [dim] then V [dim] as halves (floats for KV_F32), dim = head_dim rounded up to 16, the padding
  * zero.  A page is KV_PAGE_ROWS positions of all layers and KV heads: the grain of allocation, sharing and copying.  In memory the pages of one (layer, KV head) lie
  * one after another in an arena, so that a session that grows alone reads each head as one sequential stream:
  *
@@ -37,7 +37,13 @@ enum { KV_MAX_SPANS = KERN_SPAN / KV_PAGE_ROWS + 2 };
 typedef struct kv_store kv_store;
 typedef struct kv_seq kv_seq; /* the timeline of one session in the store */
 
+typedef enum kv_type {
+    KV_F16,
+    KV_F32, /* twice the bytes: for comparing with implementations that do not round K and V */
+} kv_type;
+
 typedef struct kv_config {
+    kv_type type;
     uint32_t n_layer;
     const uint32_t *n_head_kv; /* per layer, each > 0; copied */
     uint32_t dim;              /* multiple of 16 */
@@ -48,6 +54,7 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
 /* All sequences must have been freed. */
 void kv_store_free(kv_store *st);
 uint32_t kv_dim(const kv_store *st);
+kv_type kv_store_type(const kv_store *st);
 uint64_t kv_bytes_per_pos(const kv_store *st);  /* all layers and heads, side area not included */
 uint64_t kv_bytes_per_page(const kv_store *st); /* side area included */
 /* SPW_E_FORMAT names the first invariant that does not hold.  Cost: pages + entries of all sequences. */
@@ -60,7 +67,7 @@ spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, spw_err *err);
 void kv_seq_free(kv_seq *s); /* takes NULL; memory of pages nobody else holds goes back to the system */
 uint64_t kv_seq_len(const kv_seq *s);
 uint64_t kv_seq_n_ctx(const kv_seq *s);
-uint32_t kv_seq_dim(const kv_seq *s);  /* kv_dim of its store */
+size_t kv_seq_row_bytes(const kv_seq *s);
 uint64_t kv_seq_bytes(const kv_seq *s); /* of its pages, shared ones counted whole */
 /* Makes positions len .. len + n - 1 writable (copying a shared last page); on failure nothing has changed.  SPW_E_FULL beyond n_ctx. */
 spw_status kv_seq_reserve(kv_seq *s, uint64_t n, spw_err *err);
@@ -70,7 +77,7 @@ void kv_seq_commit(kv_seq *s, uint64_t n);
 void kv_seq_truncate(kv_seq *s, uint64_t len);
 
 /* The row of a position below reserved; writable only from kv_seq_len on. */
-kern_f16 *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
+void *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* The side area of the page that holds pos, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS. */

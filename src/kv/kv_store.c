@@ -29,6 +29,7 @@ typedef struct kv_page {
 } kv_page;
 
 struct kv_store {
+    kv_type type;
     uint32_t n_layer, dim;
     uint32_t *first_arena; /* n_layer + 1: arena of head 0 of each layer; the last entry is the number of arenas */
     size_t row_bytes, page_bytes, side_bytes;
@@ -78,7 +79,8 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
     if (!st) return spw_fail(err, SPW_E_NOMEM, "KV store: out of memory");
     st->n_layer = config->n_layer;
     st->dim = config->dim;
-    st->row_bytes = (size_t)config->dim * 2 * sizeof(kern_f16);
+    st->type = config->type;
+    st->row_bytes = (size_t)config->dim * 2 * (config->type == KV_F32 ? sizeof(float) : sizeof(kern_f16));
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
     st->side_bytes = round_up(config->side_bytes, MEM_ALIGN);
     st->first_arena = mem_calloc((size_t)config->n_layer + 1, sizeof *st->first_arena);
@@ -108,6 +110,11 @@ void kv_store_free(kv_store *st)
 uint32_t kv_dim(const kv_store *st)
 {
     return st->dim;
+}
+
+kv_type kv_store_type(const kv_store *st)
+{
+    return st->type;
 }
 
 uint64_t kv_bytes_per_pos(const kv_store *st)
@@ -311,9 +318,9 @@ uint64_t kv_seq_n_ctx(const kv_seq *s)
     return s->n_ctx;
 }
 
-uint32_t kv_seq_dim(const kv_seq *s)
+size_t kv_seq_row_bytes(const kv_seq *s)
 {
-    return s->store->dim;
+    return s->store->row_bytes;
 }
 
 uint64_t kv_seq_bytes(const kv_seq *s)
@@ -381,12 +388,12 @@ void kv_seq_truncate(kv_seq *s, uint64_t len)
 
 /* -------------------------------------------------------------------------------------------------- rows ---- */
 
-kern_f16 *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
+void *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
 {
     SPW_ASSERT(pos < s->reserved);
     const kv_store *st = s->store;
     uint8_t *rows = page_rows(st, s->pages[pos / KV_PAGE_ROWS], st->first_arena[layer] + head);
-    return (kern_f16 *)(void *)(rows + pos % KV_PAGE_ROWS * st->row_bytes);
+    return rows + pos % KV_PAGE_ROWS * st->row_bytes;
 }
 
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
@@ -399,12 +406,12 @@ void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
 size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, uint32_t n, kern_span spans[KV_MAX_SPANS])
 {
     SPW_ASSERT(n <= KERN_SPAN && first + n <= s->reserved);
-    size_t count = 0, row_halves = s->store->row_bytes / sizeof(kern_f16);
+    size_t count = 0, row_bytes = s->store->row_bytes;
     while (n) {
         uint32_t here = KV_PAGE_ROWS - (uint32_t)(first % KV_PAGE_ROWS);
         if (here > n) here = n;
-        const kern_f16 *rows = kv_row(s, layer, head, first);
-        if (count && spans[count - 1].rows + spans[count - 1].n * row_halves == rows) spans[count - 1].n += here;
+        const uint8_t *rows = kv_row(s, layer, head, first);
+        if (count && (const uint8_t *)spans[count - 1].rows + spans[count - 1].n * row_bytes == rows) spans[count - 1].n += here;
         else spans[count++] = (kern_span){rows, here};
         first += here;
         n -= here;

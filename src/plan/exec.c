@@ -23,6 +23,7 @@ struct exec {
     const kern_table *kern;
     spw_pool *pool;
     uint32_t dim;
+    bool f32; /* the store holds floats */
     exec_scratch *scratch; /* one per worker */
     float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
     float *lse;
@@ -34,7 +35,7 @@ struct exec {
     size_t n_rows;
 };
 
-spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, uint32_t dim, spw_err *err)
+spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const kv_store *store, spw_err *err)
 {
     exec *x = mem_zalloc(sizeof *x);
     if (x) x->scratch = mem_calloc((size_t)pool_n_threads(pool), sizeof *x->scratch);
@@ -44,7 +45,8 @@ spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, uint3
     }
     x->kern = kern;
     x->pool = pool;
-    x->dim = dim;
+    x->dim = kv_dim(store);
+    x->f32 = kv_store_type(store) == KV_F32;
     *out = x;
     return SPW_OK;
 }
@@ -61,12 +63,21 @@ void exec_free(exec *x)
 
 /* ------------------------------------------------------------------------------------------------ append ---- */
 
-static void write_row(const exec *x, const exec_layer *l, kern_f16 *row, size_t at, uint32_t head)
+static void write_row(const exec *x, const exec_layer *l, void *to, size_t at, uint32_t head)
 {
     const float *k = l->k + (at * l->n_head_kv + head) * x->dim, *v = l->v + (at * l->n_head_kv + head) * l->head_dim;
-    x->kern->to_f16(k, x->dim, row);
-    x->kern->to_f16(v, l->head_dim, row + x->dim);
-    memset(row + x->dim + l->head_dim, 0, (x->dim - l->head_dim) * sizeof *row);
+    size_t pad = x->dim - l->head_dim;
+    if (x->f32) {
+        float *row = to;
+        memcpy(row, k, x->dim * sizeof *row);
+        memcpy(row + x->dim, v, l->head_dim * sizeof *row);
+        memset(row + x->dim + l->head_dim, 0, pad * sizeof *row);
+    } else {
+        kern_f16 *row = to;
+        x->kern->to_f16(k, x->dim, row);
+        x->kern->to_f16(v, l->head_dim, row + x->dim);
+        memset(row + x->dim + l->head_dim, 0, pad * sizeof *row);
+    }
 }
 
 static void append_block(void *ctx, size_t item, int worker)
@@ -171,7 +182,7 @@ static void fold_span(exec *x, exec_scratch *s, const plan_rows *r, uint32_t hea
     kern_span spans[KV_MAX_SPANS];
     size_t n_spans = kv_spans(r->seq, x->layer->layer, head, first, n_pos, spans);
     x->kern->attend(&(kern_attend_args){.q = s->q, .q_stride = x->dim, .n_q = n, .dim = x->dim, .spans = spans, .n_spans = n_spans,
-                                        .n_valid = masked ? s->n_valid : NULL, .o = s->part, .o_stride = x->dim, .lse = s->part_lse, .scratch = s->kern});
+                                        .n_valid = masked ? s->n_valid : NULL, .f32 = x->f32, .o = s->part, .o_stride = x->dim, .lse = s->part_lse, .scratch = s->kern});
     for (size_t i = 0; i < n; i++) x->kern->merge(s->total + i * x->dim, &s->total_lse[i], s->part + i * x->dim, s->part_lse[i], x->dim);
 }
 
@@ -202,7 +213,7 @@ static void run_decode(exec *x, const plan_item *it, exec_scratch *s)
     kern_span spans[KV_MAX_SPANS];
     size_t n_spans = kv_spans(r->seq, x->layer->layer, it->head, it->first_pos, it->n, spans);
     x->kern->attend(&(kern_attend_args){.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans,
-                                        .n_spans = n_spans, .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
+                                        .n_spans = n_spans, .f32 = x->f32, .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
 }
 
 static void run_item(void *ctx, size_t item, int worker)

@@ -16,8 +16,8 @@ typedef struct exec_layer {
     float *o;       /* [row][n_head][head_dim] */
 } exec_layer;
 
-/* Keeps kern and pool.  dim as in the store. */
-spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, uint32_t dim, spw_err *err);
+/* Keeps kern and pool; all rows are those of sequences of store. */
+spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const kv_store *store, spw_err *err);
 void exec_free(exec *x);
 /* Writes K and V of all rows to their positions, which have been reserved. */
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l);

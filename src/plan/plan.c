@@ -85,11 +85,11 @@ static spw_status add_range(plan *p, policy_range range, plan_item item, spw_err
 
 static spw_status add_decode(plan *p, const plan_rows *r, uint32_t index, const plan_shape *shape, spw_err *err)
 {
-    uint64_t row_bytes = (uint64_t)kv_seq_dim(r->seq) * 2 * sizeof(kern_f16);
+    uint64_t row_bytes = kv_seq_row_bytes(r->seq);
     for (uint32_t h = 0; h < shape->n_head_kv; h++) {
         policy_query q = {.seq = r->seq, .n_pos = r->first_pos + 1, .layer = shape->layer, .head = h, .n_q = shape->group};
         if (shape->q) {
-            q.q_stride = kv_seq_dim(r->seq);
+            q.q_stride = shape->dim;
             q.q = shape->q + r->first_row * shape->q_row_stride + (size_t)h * shape->group * q.q_stride;
         }
         p->choice.n = 0;

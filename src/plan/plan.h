@@ -57,6 +57,7 @@ typedef struct plan {
 
 typedef struct plan_shape {
     uint32_t layer, n_head_kv, group; /* group: query heads per KV head */
+    uint32_t dim;                     /* floats of a query */
     const float *q;                   /* scaled queries [row][head][dim], readable by the CPU; NULL when no policy needs them */
     size_t q_row_stride;              /* floats */
 } plan_shape;
