@@ -91,7 +91,7 @@ int main(int argc, char **argv)
     if (spw_session_eval(first, ids, n_ids, &err) != SPW_OK) goto done;
 
     /* The fork has the past and the logits of `first`; no row of KV is copied, only pages that either of them will write to. */
-    if (spw_session_fork(&second, first, &err) != SPW_OK) goto done;
+    if (spw_session_fork(&second, first, NULL, &err) != SPW_OK) goto done;
     printf("prompt of %zu tokens read once, held twice: %llu bytes of KV in either session's pages\n", n_ids,
            (unsigned long long)spw_session_get_stats(second).kv_bytes);
 

@@ -227,8 +227,10 @@ typedef struct spw_session_params {
 
 spw_session_params spw_session_default_params(void);
 spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_session_params *params, spw_err *err);
-/* A second session with the same past: shares the pages of KV and copies only what either of them changes. */
-spw_status spw_session_fork(spw_session **out, spw_session *from, spw_err *err);
+/* A second session with the same past: shares the pages of KV and copies only what either of them changes.
+ * params: NULL for from's own policy (with its state) and limit; otherwise the fork starts a policy of its own, and n_ctx, 0 or at least from's length, is its
+ * limit.  So one long prompt can be read once and continued under several policies. */
+spw_status spw_session_fork(spw_session **out, const spw_session *from, const spw_session_params *params, spw_err *err);
 void spw_session_free(spw_session *s);
 uint64_t spw_session_pos(const spw_session *s);   /* positions held: the next token takes this one */
 uint64_t spw_session_n_ctx(const spw_session *s); /* positions at most */

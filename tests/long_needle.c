@@ -1,9 +1,9 @@
 /* long_needle.c - retrieval at 128K positions: a long dictionary is read once, and every question is asked to a fork of that session.
  *
- * usage: long_needle MODEL.gguf POLICY N_KEYS N_QUESTIONS
+ * usage: long_needle MODEL.gguf N_KEYS N_QUESTIONS POLICY...
  *
  * Reading 128K tokens exactly takes some twenty minutes on two cores, a fork takes microseconds: twenty questions cost little more than one.
- * The last line of standard output is "R of N right, P positions"; R decides, the exit code only tells whether it ran. */
+ * For every policy there is a line "POLICY: R of N right, P positions" on standard output; R decides, the exit code only tells whether it ran. */
 #include "spillway.h"
 
 #include <stdio.h>
@@ -66,11 +66,11 @@ static spw_status read_text(spw_session *s, const spw_vocab *vocab, const char *
 }
 
 /* Asks a fork of document for key; *right tells whether it wrote value. */
-static spw_status ask(spw_session *document, const spw_vocab *vocab, const char *key, const char *value, bool *right, spw_err *err)
+static spw_status ask(const spw_session *document, const spw_session_params *params, const spw_vocab *vocab, const char *key, const char *value, bool *right, spw_err *err)
 {
     char question[WORD + 8], answer[4 * WORD] = "";
     spw_session *s;
-    spw_status st = spw_session_fork(&s, document, err);
+    spw_status st = spw_session_fork(&s, document, params, err);
     if (st != SPW_OK) return st;
     int len = snprintf(question, sizeof question, "\"%s\": \"", key);
     st = read_text(s, vocab, question, (size_t)len, false, err);
@@ -94,35 +94,43 @@ static spw_status ask(spw_session *document, const spw_vocab *vocab, const char 
     return st;
 }
 
+/* n_ask questions spread over the whole document, but not over the newest positions, which any window sees. */
+static spw_status ask_all(const spw_session *document, const char *policy, const spw_vocab *vocab, const dict *d, size_t n_ask, spw_err *err)
+{
+    spw_session_params params = spw_session_default_params();
+    params.kv_policy = policy;
+    size_t right = 0;
+    for (size_t i = 0; i < n_ask; i++) {
+        size_t k = n_ask > 1 ? i * (d->n - 8) / (n_ask - 1) : d->n / 2;
+        bool ok;
+        spw_status st = ask(document, &params, vocab, d->key[k], d->value[k], &ok, err);
+        if (st != SPW_OK) return st;
+        right += ok;
+    }
+    printf("%s: %zu of %zu right, %llu positions\n", policy, right, n_ask, (unsigned long long)spw_session_pos(document));
+    return SPW_OK;
+}
+
 int main(int argc, char **argv)
 {
-    size_t n_keys = argc > 3 ? strtoull(argv[3], NULL, 10) : 0, n_ask = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
-    if (argc != 5 || n_keys < 8 || n_ask < 1) {
-        fprintf(stderr, "usage: %s MODEL.gguf POLICY N_KEYS N_QUESTIONS   (at least 8 keys)\n", argv[0]);
+    size_t n_keys = argc > 2 ? strtoull(argv[2], NULL, 10) : 0, n_ask = argc > 3 ? strtoull(argv[3], NULL, 10) : 0;
+    if (argc < 5 || n_keys < 9 || n_ask < 1) {
+        fprintf(stderr, "usage: %s MODEL.gguf N_KEYS N_QUESTIONS POLICY...   (at least 9 keys)\n", argv[0]);
         return 2;
     }
     spw_err err = {0};
     spw_engine *e = NULL;
     spw_session *document = NULL;
     dict d = {0};
-    size_t right = 0;
     int rc = 1;
     if (!dict_make(&d, n_keys)) goto done;
-    spw_engine_params ep = spw_engine_default_params();
-    if (spw_engine_open(&e, argv[1], &ep, &err) != SPW_OK) goto done;
-    spw_session_params sp = spw_session_default_params();
-    sp.kv_policy = argv[2];
-    if (spw_session_create(&document, e, &sp, &err) != SPW_OK) goto done;
+    if (spw_engine_open(&e, argv[1], NULL, &err) != SPW_OK) goto done;
+    if (spw_session_create(&document, e, NULL, &err) != SPW_OK) goto done;
     if (read_text(document, spw_engine_vocab(e), d.text, d.len, true, &err) != SPW_OK) goto done;
-    for (size_t i = 0; i < n_ask; i++) {
-        /* Spread over the whole document, but not over the newest positions, which any window sees. */
-        size_t k = n_ask > 1 ? i * (n_keys - 8) / (n_ask - 1) : n_keys / 2;
-        bool ok;
-        if (ask(document, spw_engine_vocab(e), d.key[k], d.value[k], &ok, &err) != SPW_OK) goto done;
-        right += ok;
+    for (int i = 4; i < argc; i++) {
+        if (ask_all(document, argv[i], spw_engine_vocab(e), &d, n_ask, &err) != SPW_OK) goto done;
     }
     if (spw_engine_check(e, &err) != SPW_OK) goto done;
-    printf("%zu of %zu right, %llu positions\n", right, n_ask, (unsigned long long)spw_session_pos(document));
     rc = 0;
 done:
     if (rc) fprintf(stderr, "long_needle: %s\n", err.msg[0] ? err.msg : "out of memory");

@@ -148,7 +148,7 @@ static void test_forks_and_truncations(void)
     size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
     spw_session *a = new_session(e, "full", N_TOKENS), *b = NULL;
     CHECK_OK(spw_session_eval(a, tokens, 300, &err), err);
-    CHECK_OK(spw_session_fork(&b, a, &err), err);
+    CHECK_OK(spw_session_fork(&b, a, NULL, &err), err);
     CHECK(same_logits(b, want + 299 * n_vocab, n_vocab));
     int32_t other[50];
     for (int i = 0; i < 50; i++) other[i] = (tokens[i] + 1) % 256;
@@ -193,6 +193,19 @@ static void test_window_policy(void)
     CHECK_INT(st.middle_bytes, (621 - 320) * 2 * 2 * 32 * 4);
     CHECK_INT(st.read_bytes, 0);
     CHECK_STR(st.kv_policy, "window");
+    /* One past, two policies: a fork of the windowed session that attends to everything is exact again. */
+    spw_session *f = NULL;
+    spw_session_params p = spw_session_default_params();
+    CHECK_OK(spw_session_truncate(s, 620, &err), err);
+    CHECK_OK(spw_session_fork(&f, s, &p, &err), err);
+    CHECK_OK(spw_session_decode(f, tokens[620], &err), err);
+    CHECK(same_logits(f, want + 620 * n_vocab, n_vocab));
+    CHECK_STR(spw_session_get_stats(f).kv_policy, "full");
+    CHECK_INT(spw_session_get_stats(f).read_bytes, spw_session_get_stats(f).middle_bytes);
+    spw_session_free(f);
+    p.n_ctx = 619;
+    CHECK_INT(spw_session_fork(&f, s, &p, &err), SPW_E_ARG);
+    CHECK_HAS(err.msg, "620");
     spw_session_free(s);
     spw_engine_close(e);
     free(want);
@@ -248,7 +261,7 @@ static void test_failing_allocator(void)
         spw_status st = spw_engine_open(&e, "tests/data/tiny-linear.gguf", &(spw_engine_params){.n_threads = 2, .n_batch = 16}, &err);
         if (!st) st = spw_session_create(&s, e, NULL, &err);
         if (!st) st = spw_session_eval(s, tokens, 40, &err);
-        if (!st) st = spw_session_fork(&f, s, &err);
+        if (!st) st = spw_session_fork(&f, s, NULL, &err);
         if (!st) st = spw_session_decode(f, 7, &err);
         mem_fail_after(-1, false);
         in_a_row = st ? 0 : in_a_row + 1;

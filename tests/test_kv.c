@@ -87,7 +87,7 @@ static void random_operation(kv_store *st, twin *twins, int *n_twins, uint64_t *
     case 1:
         if (*n_twins == MAX_SEQS) return;
         kv_seq *fork = NULL;
-        if (kv_seq_fork(&fork, t->seq, &err)) return;
+        if (kv_seq_fork(&fork, t->seq, CTX, &err)) return;
         twins[*n_twins] = *t;
         twins[(*n_twins)++].seq = fork;
         return;
@@ -154,7 +154,7 @@ static void test_fork_shares_until_written(void)
     CHECK_OK(kv_seq_create(&a.seq, st, CTX, &err), err);
     append(&a, 2 * KV_PAGE_ROWS + 1, &err);
     b = a;
-    CHECK_OK(kv_seq_fork(&b.seq, a.seq, &err), err);
+    CHECK_OK(kv_seq_fork(&b.seq, a.seq, CTX, &err), err);
     CHECK(kv_row(a.seq, 1, 0, 0) == kv_row(b.seq, 1, 0, 0));
     CHECK(kv_row(a.seq, 1, 0, 2 * KV_PAGE_ROWS) == kv_row(b.seq, 1, 0, 2 * KV_PAGE_ROWS));
     append(&b, 1, &err);

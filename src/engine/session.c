@@ -40,15 +40,20 @@ static spw_status check_sliding(const model_hparams *hp, uint64_t n_ctx, spw_err
     return SPW_OK;
 }
 
+static spw_status start_policy(spw_session *s, const spw_session_params *p, spw_err *err)
+{
+    policy_params pp = {.n_layer = s->engine->model->hp.n_layer, .sink = p->kv_sink, .window = p->kv_window};
+    return policy_init(&s->policy, p->kv_policy ? p->kv_policy : "full", &pp, err);
+}
+
 spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_session_params *params, spw_err *err)
 {
     spw_session_params p = params ? *params : spw_session_default_params();
     uint64_t n_ctx = p.n_ctx ? p.n_ctx : e->info.n_ctx_train;
-    policy_params pp = {.n_layer = e->model->hp.n_layer, .sink = p.kv_sink, .window = p.kv_window};
     spw_session *s = NULL;
     spw_status status = check_sliding(&e->model->hp, n_ctx, err);
     if (!status) status = session_alloc(&s, e, err);
-    if (!status) status = policy_init(&s->policy, p.kv_policy ? p.kv_policy : "full", &pp, err);
+    if (!status) status = start_policy(s, &p, err);
     if (!status) status = kv_seq_create(&s->seq, e->store, n_ctx, err);
     if (status) {
         spw_session_free(s);
@@ -59,18 +64,24 @@ spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_sessio
     return SPW_OK;
 }
 
-spw_status spw_session_fork(spw_session **out, spw_session *from, spw_err *err)
+spw_status spw_session_fork(spw_session **out, const spw_session *from, const spw_session_params *params, spw_err *err)
 {
     spw_session *s = NULL;
-    spw_status status = session_alloc(&s, from->engine, err);
-    if (!status) status = policy_fork(&s->policy, &from->policy, err);
-    if (!status) status = kv_seq_fork(&s->seq, from->seq, err);
+    uint64_t n_ctx = params && params->n_ctx ? params->n_ctx : kv_seq_n_ctx(from->seq), len = kv_seq_len(from->seq);
+    if (n_ctx < len) {
+        return spw_fail(err, SPW_E_ARG, "fork: expected a context of at least %llu positions, found %llu", (unsigned long long)len,
+                        (unsigned long long)n_ctx);
+    }
+    spw_status status = check_sliding(&from->engine->model->hp, n_ctx, err);
+    if (!status) status = session_alloc(&s, from->engine, err);
+    if (!status) status = params ? start_policy(s, params, err) : policy_fork(&s->policy, &from->policy, err);
+    if (!status) status = kv_seq_fork(&s->seq, from->seq, n_ctx, err);
     if (status) {
         spw_session_free(s);
         return status;
     }
     s->has_logits = from->has_logits;
-    s->policy_stale = from->policy_stale;
+    s->policy_stale = params || from->policy_stale;
     if (s->has_logits) memcpy(s->logits, from->logits, from->engine->model->hp.n_vocab * sizeof *s->logits);
     *out = s;
     return SPW_OK;

@@ -62,8 +62,8 @@ spw_status kv_check(const kv_store *st, spw_err *err);
 
 /* Promises room for n_ctx positions (>= 1): address space, not memory. */
 spw_status kv_seq_create(kv_seq **out, kv_store *st, uint64_t n_ctx, spw_err *err);
-/* Shares all pages of the len positions of from. */
-spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, spw_err *err);
+/* Shares all pages of the len positions of from; n_ctx >= len. */
+spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, uint64_t n_ctx, spw_err *err);
 void kv_seq_free(kv_seq *s); /* takes NULL; memory of pages nobody else holds goes back to the system */
 uint64_t kv_seq_len(const kv_seq *s);
 uint64_t kv_seq_n_ctx(const kv_seq *s);

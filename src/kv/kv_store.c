@@ -282,10 +282,11 @@ spw_status kv_seq_create(kv_seq **out, kv_store *st, uint64_t n_ctx, spw_err *er
     return seq_alloc(out, st, n_ctx, err);
 }
 
-spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, spw_err *err)
+spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, uint64_t n_ctx, spw_err *err)
 {
+    SPW_CHECK(n_ctx >= from->len && n_ctx > 0);
     kv_store *st = from->store;
-    spw_status s = seq_alloc(out, st, from->n_ctx, err);
+    spw_status s = seq_alloc(out, st, n_ctx, err);
     if (s) return s;
     kv_seq *q = *out;
     q->len = q->reserved = from->len;
