@@ -184,9 +184,8 @@ void spw_engine_close(spw_engine *e)
     }
     mem_free(e->ids);
     mem_free(e->cos_sin);
-    mem_free(e->rows);
     mem_free(e->logit_rows);
-    mem_free(e->requests);
+    engine_free_step(e);
     rope_free(&e->rope);
     pool_free(e->pool);
     spw_vocab_close(e->vocab);

@@ -38,6 +38,13 @@ typedef struct logit_request {
     float *out; /* n_vocab floats */
 } logit_request;
 
+/* How far one item of a step has come. */
+typedef struct step_progress {
+    uint64_t start; /* session's length before the step */
+    size_t done;    /* tokens evaluated */
+    plan_reads reads;
+} step_progress;
+
 struct spw_engine {
     gguf_file *file;
     model *model;
@@ -55,15 +62,17 @@ struct spw_engine {
     dev_weight *token_embd, *output_norm, *output; /* output == token_embd when tied */
     engine_layer *layers;
     engine_bufs bufs;
-    /* scratch of one pass, n_batch entries each (logit requests: grown by step.c) */
+    /* scratch of one pass, n_batch entries each */
     int32_t *ids;
-    float *cos_sin; /* [row][n_pairs][2] */
-    plan_rows *rows;
-    size_t cap_rows;
+    float *cos_sin;       /* [row][n_pairs][2] */
     uint32_t *logit_rows; /* LOGIT_ROWS */
-    logit_request *requests;
-    size_t cap_requests;
     plan plan;
+    /* scratch of a step of at most cap_work items, grown by step.c; reads are those of the running pass, and n_batch + cap_work requests */
+    size_t cap_work;
+    plan_rows *rows;
+    step_progress *progress;
+    plan_reads *reads;
+    logit_request *requests;
 };
 
 struct spw_session {
@@ -77,6 +86,8 @@ struct spw_session {
     bool policy_stale; /* the policy has not seen the last prompt or truncation yet */
     uint64_t middle_bytes, read_bytes, read_rows_bytes;
 };
+
+void engine_free_step(spw_engine *e);
 
 /* One pass: n_total rows, those of n_rows entries of e->rows, ids in e->ids; rows have been reserved in the store, nothing is committed.
  * Adds to each decode session's statistics what it read into reads[i] (n_rows entries). */

@@ -30,13 +30,6 @@ static spw_status check_item(const spw_engine *e, const spw_work *w, size_t inde
     return SPW_OK;
 }
 
-/* How far each item has come, kept beside the work. */
-typedef struct progress {
-    uint64_t start;  /* session's length before the step */
-    size_t done;     /* tokens evaluated */
-    plan_reads reads;
-} progress;
-
 /* The requests that rows [done, done + n) of an item make, row being the pass's row of the first; returns how many were added. */
 static size_t add_requests(logit_request *out, const spw_work *w, size_t done, size_t n, uint32_t row, size_t n_vocab)
 {
@@ -48,28 +41,44 @@ static size_t add_requests(logit_request *out, const spw_work *w, size_t done, s
     return count;
 }
 
-/* Room for one pass over n_work items. */
+void engine_free_step(spw_engine *e)
+{
+    mem_free(e->rows);
+    mem_free(e->progress);
+    mem_free(e->reads);
+    mem_free(e->requests);
+}
+
+/* Room for passes over n_work items; kept, so that decoding allocates nothing. */
 static spw_status size_pass(spw_engine *e, size_t n_work, spw_err *err)
 {
-    if (n_work > e->cap_rows) {
-        plan_rows *rows = mem_realloc(e->rows, 0, n_work * sizeof *rows);
-        if (!rows) return spw_fail(err, SPW_E_NOMEM, "step: out of memory for %zu sessions", n_work);
-        e->rows = rows;
-        e->cap_rows = n_work;
+    if (n_work <= e->cap_work) return SPW_OK;
+    size_t cap = n_work + n_work / 2, n_requests = e->n_batch + cap;
+    plan_rows *rows = mem_calloc(cap, sizeof *rows);
+    step_progress *prog = mem_calloc(cap, sizeof *prog);
+    plan_reads *reads = mem_calloc(cap, sizeof *reads);
+    logit_request *requests = mem_calloc(n_requests, sizeof *requests);
+    if (!rows || !prog || !reads || !requests) {
+        mem_free(rows);
+        mem_free(prog);
+        mem_free(reads);
+        mem_free(requests);
+        return spw_fail(err, SPW_E_NOMEM, "step: out of memory for %zu sessions", n_work);
     }
-    size_t most = e->n_batch + n_work;
-    if (most > e->cap_requests) {
-        logit_request *r = mem_realloc(e->requests, 0, most * sizeof *r);
-        if (!r) return spw_fail(err, SPW_E_NOMEM, "step: out of memory for %zu rows of logits", most);
-        e->requests = r;
-        e->cap_requests = most;
-    }
+    engine_free_step(e);
+    e->rows = rows;
+    e->progress = prog;
+    e->reads = reads;
+    e->requests = requests;
+    e->cap_work = cap;
     return SPW_OK;
 }
 
 /* Fills one pass from the items that are not done, in order, and runs it; *left is false when nothing was left to do. */
-static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, progress *prog, plan_reads *reads, bool *left, spw_err *err)
+static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, bool *left, spw_err *err)
 {
+    step_progress *prog = e->progress;
+    plan_reads *reads = e->reads;
     size_t n_rows = 0, n_requests = 0;
     uint32_t total = 0;
     for (size_t i = 0; i < n_work && total < e->n_batch; i++) {
@@ -95,7 +104,7 @@ static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, progres
     return SPW_OK;
 }
 
-static void finish_item(spw_work *w, const progress *p)
+static void finish_item(spw_work *w, const step_progress *p)
 {
     spw_session *s = w->session;
     kv_seq_commit(s->seq, w->n);
@@ -134,10 +143,10 @@ spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err)
     for (size_t i = 0; i < checked; i++) work[i].session->in_step = false;
     if (s) return s;
 
-    progress *prog = mem_calloc(n_work, sizeof *prog);
-    plan_reads *reads = mem_calloc(n_work, sizeof *reads);
-    if (!prog || !reads) s = spw_fail(err, SPW_E_NOMEM, "step: out of memory for %zu sessions", n_work);
-    if (!s) s = size_pass(e, n_work, err);
+    s = size_pass(e, n_work, err);
+    if (s) return s;
+    step_progress *prog = e->progress;
+    memset(prog, 0, n_work * sizeof *prog);
     for (size_t i = 0; i < n_work && !s; i++) s = begin_policy(&work[i], err);
     size_t reserved = 0;
     for (; reserved < n_work && !s; reserved++) {
@@ -145,12 +154,10 @@ spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err)
         s = kv_seq_reserve(work[reserved].session->seq, work[reserved].n, err);
     }
     bool left = true;
-    while (!s && left) s = run_pass(e, work, n_work, prog, reads, &left, err);
+    while (!s && left) s = run_pass(e, work, n_work, &left, err);
     for (size_t i = 0; i < reserved; i++) {
         if (s) kv_seq_truncate(work[i].session->seq, prog[i].start);
         else finish_item(&work[i], &prog[i]);
     }
-    mem_free(prog);
-    mem_free(reads);
     return s;
 }

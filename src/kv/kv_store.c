@@ -230,6 +230,13 @@ static void drop_page(kv_store *st, uint32_t page)
     st->n_used--;
 }
 
+/* Gives back whole system pages inside a range; what shares one with its neighbours stays. */
+static void release_range(const uint8_t *at, size_t bytes)
+{
+    uintptr_t from = ((uintptr_t)at + 4095) & ~(uintptr_t)4095, to = ((uintptr_t)at + bytes) & ~(uintptr_t)4095;
+    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 /* Gives back the memory of free pages among ids[0..n), adjacent ones in one call. */
 static void release_memory(kv_store *st, const uint32_t *ids, uint32_t n)
 {
@@ -243,10 +250,8 @@ static void release_memory(kv_store *st, const uint32_t *ids, uint32_t n)
                st->pages[ids[i + run]].segment == st->pages[ids[i]].segment)
             run++;
         for (uint32_t a = 0; a < n_arenas(st); a++) {
-            uintptr_t from = (uintptr_t)page_rows(st, ids[i], a), to = from + run * st->page_bytes;
-            from = (from + 4095) & ~(uintptr_t)4095;
-            to &= ~(uintptr_t)4095;
-            if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+            release_range(page_rows(st, ids[i], a), run * st->page_bytes);
+            release_range(page_side(st, ids[i], a), run * st->side_bytes);
         }
         i += run;
     }
