@@ -2,6 +2,8 @@
  * company in the step, after forks and truncations; policies; limits; failures.
  *
  * Uses the public header only, but for the failing allocator. */
+#include <fenv.h>
+
 #include "mem.h"
 #include "spillway.h"
 #include "test.h"
@@ -87,7 +89,7 @@ static void test_threads_and_cuts(void)
     }
 }
 
-/* Token by token equals the whole prompt. */
+/* Token by token equals the whole prompt, also when the calling thread rounds upward by itself. */
 static void test_decode_equals_prompt(void)
 {
     spw_err err = {0};
@@ -97,7 +99,10 @@ static void test_decode_equals_prompt(void)
         size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
         spw_session *s = new_session(e, "full", N_TOKENS);
         for (size_t i = 0; i < N_TOKENS; i++) {
+            fesetround(i % 2 ? FE_UPWARD : FE_TONEAREST);
             CHECK_OK(spw_session_decode(s, tokens[i], &err), err);
+            CHECK_INT(fegetround(), i % 2 ? FE_UPWARD : FE_TONEAREST);
+            fesetround(FE_TONEAREST);
             CHECK(same_logits(s, want + i * n_vocab, n_vocab));
             if (test_bad) break;
         }

@@ -55,8 +55,7 @@ struct spw_pool {
     pool_worker workers[]; /* n_threads - 1 */
 };
 
-/* The floating point mode that results are defined in: round to nearest, no traps, FTZ and DAZ.  Returns the mode before. */
-static uint64_t fp_mode_enter(void)
+uint64_t pool_float_mode_enter(void)
 {
 #if defined(__x86_64__)
     uint64_t old = _mm_getcsr();
@@ -72,7 +71,7 @@ static uint64_t fp_mode_enter(void)
 #endif
 }
 
-static void fp_mode_leave(uint64_t old)
+void pool_float_mode_leave(uint64_t old)
 {
 #if defined(__x86_64__)
     _mm_setcsr((unsigned)old);
@@ -162,7 +161,7 @@ static void *worker_main(void *arg)
 {
     pool_worker *w = arg;
     spw_pool *p = w->pool;
-    fp_mode_enter();
+    pool_float_mode_enter();
     while (!atomic_load_explicit(&p->stop, memory_order_relaxed)) {
         run_items(p, w->number);
         worker_wait(p);
@@ -192,7 +191,7 @@ static void wake_workers(spw_pool *p, size_t n)
 void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
 {
     SPW_CHECK(!atomic_exchange(&p->busy, true));
-    uint64_t mode = fp_mode_enter();
+    uint64_t mode = pool_float_mode_enter();
     if (p->n_threads == 1 || n_items <= 1) {
         for (size_t i = 0; i < n_items; i++) fn(ctx, i, 0);
     } else {
@@ -203,7 +202,7 @@ void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
         run_items(p, 0);
         caller_wait(p);
     }
-    fp_mode_leave(mode);
+    pool_float_mode_leave(mode);
     atomic_store(&p->busy, false);
 }
 

@@ -19,4 +19,9 @@ int pool_n_threads(const spw_pool *p);
 /* Runs fn for items 0 .. n_items-1 and returns when all are done.  One job at a time; not from inside an item. */
 void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx);
 
+/* The floating point mode that results are defined in: round to nearest, no traps, FTZ and DAZ.  Workers have it always, pool_run for its length; a
+ * caller that also computes between jobs enters it around all of them.  Returns the mode before, for pool_float_mode_leave. */
+uint64_t pool_float_mode_enter(void);
+void pool_float_mode_leave(uint64_t old);
+
 #endif

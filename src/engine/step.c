@@ -154,7 +154,9 @@ spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err)
         s = kv_seq_reserve(work[reserved].session->seq, work[reserved].n, err);
     }
     bool left = true;
+    uint64_t mode = pool_float_mode_enter(); /* what runs on this thread must not differ from what workers run */
     while (!s && left) s = run_pass(e, work, n_work, &left, err);
+    pool_float_mode_leave(mode);
     for (size_t i = 0; i < reserved; i++) {
         if (s) kv_seq_truncate(work[i].session->seq, prog[i].start);
         else finish_item(&work[i], &prog[i]);
