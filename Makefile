@@ -24,11 +24,20 @@ MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null)))
 
 # ---- sources -------------------------------------------------------------------------------------------------------------------
 
-FOLDERS := base kern model dev kv policy plan engine
+FOLDERS := base kern model dev kv measure policy plan engine
 SRC := $(wildcard src/*/*.c)
+# Kernels of other processors are left out; where there are none of its own, the portable ones serve.
 ifeq ($(filter x86_64 i686 amd64,$(MACHINE)),)
-SRC := $(filter-out src/kern/kern_avx%,$(SRC)) # another processor: the portable kernels serve
+SRC := $(filter-out src/kern/kern_avx%,$(SRC))
 endif
+ifeq ($(filter aarch64 arm64,$(MACHINE)),)
+SRC := $(filter-out src/kern/kern_neon%,$(SRC))
+endif
+# CORE=1: the library without what needs pcre2, for a cross compiler that has none.  Enough for the tests of CORE_TESTS.
+ifeq ($(CORE),1)
+SRC := $(filter-out $(shell grep -l 'include <pcre2' $(SRC)),$(SRC))
+endif
+CORE_TESTS := test_base test_pool test_quant test_math test_attend test_pack test_kv test_plan
 APPS := $(wildcard apps/*.c)
 EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
 C_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
@@ -50,11 +59,12 @@ has = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo yes || { printf '%
 hash := \#
 
 # Empty when nothing is built into $(BUILD) itself.
-BUILDS := $(if $(MAKECMDGOALS),$(filter-out check stress asan tsan clang fuzz clean help uninstall,$(MAKECMDGOALS)),all)
+BUILDS := $(if $(MAKECMDGOALS),$(filter-out check stress asan tsan clang neon neon-least fuzz clean help uninstall,$(MAKECMDGOALS)),all)
 ifneq ($(BUILDS),)
 ifeq ($(shell command -v $(firstword $(CC))),)
 $(error no C compiler "$(CC)": install Debian package gcc, or run ./quickstart)
 endif
+ifneq ($(CORE),1)
 ifneq ($(call has,libpcre2-8,$(hash)define PCRE2_CODE_UNIT_WIDTH 8\n$(hash)include <pcre2.h>),yes)
 $(error the library pcre2 is missing: install Debian package libpcre2-dev, or run ./quickstart)
 endif
@@ -62,8 +72,9 @@ ifneq ($(call has,jansson,$(hash)include <jansson.h>),yes)
 $(error the library jansson is missing: install Debian package libjansson-dev, or run ./quickstart)
 endif
 endif
+endif
 
-LIB_LIBS := $(call pc,libpcre2-8,-lpcre2-8) -lm
+LIB_LIBS := $(if $(filter 1,$(CORE)),,$(call pc,libpcre2-8,-lpcre2-8)) -lm
 APP_LIBS := $(call pc,jansson,-ljansson)
 LIB_CPPFLAGS := $(shell $(PKG_CONFIG) --cflags libpcre2-8 2>/dev/null)
 APP_CPPFLAGS := $(shell $(PKG_CONFIG) --cflags jansson 2>/dev/null)
@@ -86,10 +97,14 @@ LINK = $(CC) -pthread $(CFLAGS) $(LDFLAGS)
 KERN_OPT := $(if $(filter -O0 -O1 -Og,$(CFLAGS)),,-O3)
 $(BUILD)/src/kern/kern_avx2_%.o: FILE_FLAGS = $(KERN_OPT) -mavx2 -mfma -mf16c
 $(BUILD)/src/kern/kern_avx512_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/src/kern/kern_avx512vnni_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/src/kern/kern_avx512bf16_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mprefer-vector-width=512
+$(BUILD)/src/kern/kern_neon_%.o: FILE_FLAGS = $(KERN_OPT)
+$(BUILD)/src/kern/kern_neondot_%.o: FILE_FLAGS = $(KERN_OPT) -march=armv8.2-a+dotprod
 
 # ---- program and libraries -----------------------------------------------------------------------------------------------------
 
-.PHONY: all program install uninstall tests test check check-long stress asan tsan clang fuzz compdb clean help
+.PHONY: all program install uninstall tests test check check-long stress asan tsan clang neon neon-least fuzz compdb clean help
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -119,7 +134,7 @@ $(BUILD)/apps/%.o: apps/%.c $(BUILD)/flags
 
 $(BUILD)/libspillway.a: $(LIB_OBJ)
 	$(call say,AR,$@)
-	$(Q)rm -f $@ && ar rcs $@ $(LIB_OBJ)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
 
 # What the shared library exports: the functions that the public headers declare, and nothing else.
 $(BUILD)/libspillway.map: $(wildcard include/*.h)
@@ -211,6 +226,15 @@ tsan:
 clang:
 	@$(MAKE) all tests test BUILD=$(BUILD)/clang CC=clang TESTS='$(C_TESTS) $(REPLAYS)'
 
+# The kernels of AArch64 and what they stand on, on any machine: by a cross compiler (Debian packages gcc-aarch64-linux-gnu, libc6-dev-arm64-cross) and
+# an emulator of the processor (qemu-user), as a processor that has everything; neon-least: what depends on that, as one that has the least.
+NEON_CC ?= aarch64-linux-gnu-gcc
+NEON_RUNNER ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+neon:
+	@RUNNER='$(NEON_RUNNER)' $(MAKE) test BUILD=$(BUILD)/neon CC='$(NEON_CC)' CORE=1 TESTS='$(CORE_TESTS)'
+neon-least:
+	@RUNNER='$(NEON_RUNNER) -cpu cortex-a53' $(MAKE) test BUILD=$(BUILD)/neon CC='$(NEON_CC)' CORE=1 TESTS='test_pool test_pack'
+
 # libFuzzer programs; run one as build/fuzz/fuzz_gguf fuzz/corpus/gguf.
 FUZZ_CFLAGS := -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 fuzz:
@@ -244,10 +268,11 @@ help:
 	@echo 'make asan         the suite under the address and undefined-behaviour sanitizers'
 	@echo 'make tsan         the pool and the store under the thread sanitizer'
 	@echo 'make clang        everything built by clang, and the C tests'
+	@echo 'make neon         the kernels of AArch64 by a cross compiler, and their tests in an emulator; neon-least: of the least such processor'
 	@echo 'make stress       the store with pages of four positions'
 	@echo 'make fuzz         libFuzzer programs into build/fuzz (clang)'
 	@echo 'make compdb       build/compile_commands.json'
 	@echo 'make clean        removes what was built, keeps build/models'
-	@echo 'Variables: BUILD CC CFLAGS CPPFLAGS LDFLAGS DEBUG=1 V=1 PREFIX DESTDIR'
+	@echo 'Variables: BUILD CC CFLAGS CPPFLAGS LDFLAGS DEBUG=1 V=1 CORE=1 PREFIX DESTDIR'
 
 -include $(LIB_OBJ:.o=.d) $(APP_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/examples/*.d)

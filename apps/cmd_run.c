@@ -124,7 +124,7 @@ const command command_run = {
                    "The chat template of an instruct model is applied unless --chat-template says otherwise; a base model continues the text. Text of a prompt "
                    "can never become a control token of the model.\n\n"
                    "Ctrl-C ends the run cleanly, with the statistics; a second one kills it. With --json nothing is streamed; one object is printed at the "
-                   "end: text, tokens, n_prompt, n_generated, stop (eos, length or interrupt), timings, kv (bytes, positions, policy, share_read), "
+                   "end: text, tokens, n_prompt, n_generated, stop (eos, length or interrupt), timings, kv (bytes, positions, policy, share_read), load (repack, repack_bytes, repack_ms), "
                    "logits_hash (over the bits of every generated step's logits), model, isa, threads, seed.",
     .examples = "  spillway run -m model.gguf -p 'Why is the sky blue?'\n"
                 "  spillway run -m model.gguf -f book.txt -p 'Who is the narrator?' -c 32768\n"

@@ -4,6 +4,6 @@
 
 #include "options.h"
 
-extern const command command_run, command_chat, command_tokenize, command_eval, command_inspect;
+extern const command command_run, command_chat, command_tokenize, command_eval, command_inspect, command_bench;
 
 #endif

@@ -226,6 +226,17 @@ void generate_print_stats(const generator *g, const turn *t)
             per_second(t->n_tokens, t->predicted_seconds), report_bytes(s.kv_bytes, kv), s.kv_policy, seed, stop_in_words(t));
 }
 
+static json_t *load_to_json(spw_load_stats s)
+{
+    static const char *const words[] = {[SPW_REPACK_DONE] = "done", [SPW_REPACK_REFUSED] = "refused", [SPW_REPACK_NO_KERNEL] = "no kernel",
+                                        [SPW_REPACK_NO_MEMORY] = "no memory"};
+    json_t *o = json_object();
+    json_object_set_new(o, "repack", json_string(words[s.repack]));
+    json_object_set_new(o, "repack_bytes", report_count(s.repack_bytes));
+    json_object_set_new(o, "repack_ms", report_real(1e3 * s.repack_seconds));
+    return o;
+}
+
 json_t *generate_to_json(const generator *g, const turn *t)
 {
     static const char *const stops[] = {[STOP_EOS] = "eos", [STOP_LENGTH] = "length", [STOP_INTERRUPT] = "interrupt"};
@@ -250,6 +261,7 @@ json_t *generate_to_json(const generator *g, const turn *t)
     json_object_set_new(kv, "policy", json_string(s.kv_policy));
     json_object_set_new(kv, "share_read", report_real(s.middle_bytes ? (double)s.read_bytes / (double)s.middle_bytes : 1.0));
     json_object_set_new(o, "kv", kv);
+    json_object_set_new(o, "load", load_to_json(spw_engine_load_stats(e)));
     json_object_set_new(o, "logits_hash", json_string(hash));
     json_object_set_new(o, "model", report_text(g->flags->model, strlen(g->flags->model)));
     json_object_set_new(o, "isa", json_string(spw_engine_isa(e)));

@@ -16,13 +16,22 @@
 
 #define HELP_COLUMNS 96
 
-typedef enum option_type { OPTION_FLAG, OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE } option_type;
+typedef enum option_type {
+    OPTION_FLAG,
+    OPTION_INT,
+    OPTION_REAL,
+    OPTION_TEXT,
+    OPTION_CHOICE,
+    OPTION_INTS,    /* number_list */
+    OPTION_CHOICES, /* number_list of indices into choices */
+    OPTION_TEXTS,   /* word_list */
+} option_type;
 
 typedef struct option {
     int commands;
     const char *group;
     char letter;       /* 0: none */
-    const char *names; /* long names without dashes, separated by '|' */
+    const char *names; /* long names without dashes, separated by '|'; one that begins with a dash is written with that dash alone: "-pg" */
     const char *meta;  /* name of the value in the help */
     option_type type;
     size_t at;         /* offset of the value in options */
@@ -38,8 +47,20 @@ static const char *rope_choices(void)
     return "none, linear, yarn";
 }
 
+/* In the order of spw_kv_type. */
+static const char *kv_type_choices(void)
+{
+    return "f16, f32";
+}
+
+static const char *output_choices(void)
+{
+    return "md, csv, json, jsonl";
+}
+
 #define GENERATING (CMD_RUN | CMD_CHAT)
 #define LOADING (CMD_RUN | CMD_CHAT | CMD_EVAL)
+#define MEASURING (LOADING | CMD_BENCH)
 #define READING (CMD_RUN | CMD_TOKENIZE | CMD_EVAL)
 #define ALL_COMMANDS (CMD_RUN | CMD_CHAT | CMD_TOKENIZE | CMD_EVAL | CMD_INSPECT)
 #define AT(field) offsetof(options, field)
@@ -47,8 +68,12 @@ static const char *rope_choices(void)
 #define REAL(field, lo, hi) OPTION_REAL, AT(field), lo, hi, NULL, NULL
 #define WORDS(field) OPTION_TEXT, AT(field), 0, 0, NULL, NULL
 #define ONE_OF(field, names, extra) OPTION_CHOICE, AT(field), 0, 0, names, extra
+#define WHOLES(field, lo, hi) OPTION_INTS, AT(field), lo, hi, NULL, NULL
+#define SOME_OF(field, names) OPTION_CHOICES, AT(field), 0, 0, names, NULL
 #define SWITCH(field) OPTION_FLAG, AT(field), 0, 0, NULL, NULL
 
+static const char group_kinds[] = "What is measured";
+static const char group_tests[] = "Tests";
 static const char group_input[] = "Model and input";
 static const char group_context[] = "Context and KV cache";
 static const char group_rope[] = "Contexts longer than the trained one";
@@ -64,21 +89,37 @@ static const option table[] = {
      "The prompt. With -f too, the file's text comes first, then a blank line, then TEXT. Without -p and -f the prompt is read from standard input."},
     {CMD_TOKENIZE, group_input, 'p', "prompt", "TEXT", WORDS(prompt), "", "The text itself. Without -p and -f it is read from standard input."},
 
+    {CMD_BENCH, group_kinds, 0, "kernels", NULL, SWITCH(kernels), "", "In place of a model's tests: how near the kernels come to the limits of this machine. No model is needed."},
+    {CMD_BENCH, group_kinds, 0, "machine", NULL, SWITCH(machine), "", "In place of a model's tests: these limits, and what was chosen from them. No model is needed."},
+    {CMD_BENCH, group_input, 'm', "model", "FILE,...", OPTION_TEXTS, AT(models), 0, 0, NULL, NULL, "", "The models, GGUF files."},
+    {CMD_BENCH, group_tests, 'p', "n-prompt", "N,...", WHOLES(n_prompt, 0, 1 << 30), "512", "Tests that read a prompt of N tokens; 0: none."},
+    {CMD_BENCH, group_tests, 'n', "n-gen", "N,...", WHOLES(n_gen, 0, 1 << 30), "128", "Tests that generate N tokens; 0: none."},
+    {CMD_BENCH, group_tests, 0, "-pg", "P,G", WHOLES(pairs, 0, 1 << 30), "", "A test that reads P tokens and then generates G."},
+    {CMD_BENCH, group_tests, 'd', "n-depth", "N,...", WHOLES(n_depth, 0, 1 << 30), "0", "Positions that are in the context before each test."},
+    {CMD_BENCH, group_tests, 0, "fill", NULL, SWITCH(fill), "",
+     "Put made-up K and V in the context up to the depth in place of reading that many tokens: distinct at every position and of the model's own scale. Takes seconds, not hours; the output says so."},
+    {CMD_BENCH, group_tests, 'r', "repetitions", "N", WHOLE(repetitions, 1, 10000), NULL, "Repetitions of each test."},
+    {CMD_BENCH, group_tests, 0, "no-warmup", NULL, SWITCH(no_warmup), "", "Leave out the unmeasured run before each test."},
+    {CMD_BENCH, group_tests, 0, "sweep", NULL, SWITCH(sweep), "",
+     "In place of the tests: one context from depth 0 to -c; at every step the time of generating -n tokens and of reading -p tokens."},
+    {CMD_BENCH, group_tests, 0, "sweep-step", "N", WHOLE(sweep_step, 1, 1 << 30), "the value of -p", "Positions from one depth of the sweep to the next."},
+    {CMD_BENCH, group_tests, 'c', "ctx-size", "N", WHOLE(ctx, 1, 1 << 30), "the model's trained context", "Positions at which the sweep ends."},
+
     {CMD_RUN | CMD_CHAT | CMD_INSPECT, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 1, 1 << 30), "the model's trained context",
      "Positions that the context holds, prompt and answer together. Reserves address space; memory is taken as positions are used."},
     {CMD_EVAL, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 4, 1 << 30), "512", "Tokens of a chunk: the length at which the text is evaluated."},
     {CMD_EVAL, group_context, 0, "chunks", "N", WHOLE(chunks, -1, 1 << 30), NULL, "Chunks to evaluate; -1: all that the text gives."},
-    {GENERATING, group_context, 0, "kv-policy", "NAME", ONE_OF(kv_policy, spw_kv_policies, NULL), NULL,
+    {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", ONE_OF(kv_policy, spw_kv_policies, NULL), NULL,
      "What a generated token attends to: full (everything) or window (only the first --kv-sink and the newest --kv-window positions)."},
-    {GENERATING, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
-    {GENERATING, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+    {GENERATING | CMD_BENCH, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
+    {GENERATING | CMD_BENCH, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
 
-    {LOADING, group_rope, 0, "rope-scaling", "KIND", ONE_OF(rope_scaling, rope_choices, NULL), "as the model file says",
+    {MEASURING, group_rope, 0, "rope-scaling", "KIND", ONE_OF(rope_scaling, rope_choices, NULL), "as the model file says",
      "How positions beyond the trained context are mapped into it."},
-    {LOADING, group_rope, 0, "rope-scale", "X", REAL(rope_scale, 1, 1024), "as the model file says",
+    {MEASURING, group_rope, 0, "rope-scale", "X", REAL(rope_scale, 1, 1024), "as the model file says",
      "Factor by which the context is stretched; needs --rope-scaling linear or yarn."},
-    {LOADING, group_rope, 0, "rope-freq-base", "X", REAL(rope_freq_base, 1, 1e12), "as the model file says", "Base of the rotary frequencies."},
-    {LOADING, group_rope, 0, "yarn-orig-ctx", "N", WHOLE(yarn_orig_ctx, 1, 1 << 30), "the model's trained context", "Context that YaRN starts from."},
+    {MEASURING, group_rope, 0, "rope-freq-base", "X", REAL(rope_freq_base, 1, 1e12), "as the model file says", "Base of the rotary frequencies."},
+    {MEASURING, group_rope, 0, "yarn-orig-ctx", "N", WHOLE(yarn_orig_ctx, 1, 1 << 30), "the model's trained context", "Context that YaRN starts from."},
 
     {GENERATING, group_template, 0, "chat-template", "NAME", ONE_OF(chat_template, spw_chat_templates, "none"), "the model's own",
      "Chat template to use in place of the model's own; none: the prompt is plain text to be continued."},
@@ -95,8 +136,16 @@ static const option table[] = {
     {GENERATING, group_generation, 's', "seed", "N", WHOLE(seed, -1, 4294967295.0), NULL, "Seed of the sampler; -1: a fresh one, which the statistics name."},
     {GENERATING, group_generation, 0, "ignore-eos", NULL, SWITCH(ignore_eos), "", "Never choose a token that ends the answer."},
 
+    {CMD_BENCH, group_context, 0, "cache-type-k|-ctk", "TYPE,...", SOME_OF(type_k, kv_type_choices), "f16", "How keys are kept."},
+    {CMD_BENCH, group_context, 0, "cache-type-v|-ctv", "TYPE,...", SOME_OF(type_v, kv_type_choices), "f16", "How values are kept: as the keys."},
+
+    {CMD_BENCH, group_machine, 't', "threads", "N,...", WHOLES(n_threads, 1, 256), "one per core", "Threads that compute. Results do not depend on it."},
+    {CMD_BENCH, group_machine, 'b', "batch-size", "N,...", WHOLES(n_batch, 1, 8192), "512", "Tokens of a prompt that are evaluated at once. Results do not depend on it."},
     {LOADING, group_machine, 't', "threads", "N", WHOLE(threads, 1, 256), "one per core", "Threads that compute. Results do not depend on it."},
     {LOADING, group_machine, 'b', "batch-size", "N", WHOLE(batch, 1, 8192), NULL, "Tokens of the prompt that are evaluated at once. Results do not depend on it."},
+
+    {MEASURING, group_machine, 0, "no-repack", NULL, SWITCH(no_repack), "",
+     "Compute with the weights as they lie in the file, in floating point: no copy of them in memory, slower, and exact up to rounding."},
 
     {CMD_TOKENIZE, group_output, 0, "ids", NULL, SWITCH(ids), "", "Print the ids alone, on one line, separated by spaces."},
     {CMD_TOKENIZE, group_output, 0, "special", NULL, SWITCH(special), "", "Parse special tokens such as <|im_end|> in the text; otherwise they are plain text."},
@@ -106,6 +155,8 @@ static const option table[] = {
     {CMD_RUN, group_output, 0, "json", NULL, SWITCH(json), "", "Print one JSON object at the end in place of streaming text."},
     {CMD_CHAT, group_output, 0, "json", NULL, SWITCH(json), "", "Read turns from standard input, one a line; print one JSON object a line for each."},
     {CMD_TOKENIZE, group_output, 0, "json", NULL, SWITCH(json), "", "Print a JSON array of objects with id and text."},
+    {CMD_BENCH, group_output, 'o', "output", "FORMAT", ONE_OF(output, output_choices, NULL), NULL, "Format of the results on standard output."},
+    {CMD_BENCH, group_output, 0, "json", NULL, SWITCH(json), "", "The same as -o json."},
     {CMD_EVAL | CMD_INSPECT, group_output, 0, "json", NULL, SWITCH(json), "", "Print one JSON object."},
 };
 #define N_OPTIONS (sizeof table / sizeof *table)
@@ -115,7 +166,7 @@ static options options_defaults(void)
     spw_sampler_params sampler = spw_sampler_default_params();
     spw_session_params session = spw_session_default_params();
     return (options){
-        .predict = -1, .chunks = -1, .seed = -1, .batch = 512,
+        .predict = -1, .chunks = -1, .seed = -1, .batch = 512, .repetitions = 5, .output = "md",
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
         .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,
@@ -158,6 +209,12 @@ int options_distance(const char *a, const char *b)
     return row[nb];
 }
 
+/* What is written before a long name. */
+static const char *dashes(const char *name)
+{
+    return *name == '-' ? "" : "--";
+}
+
 static void complain_unknown(const command *c, const char *arg)
 {
     char typed[64], name[64], best[64] = "";
@@ -166,7 +223,7 @@ static void complain_unknown(const command *c, const char *arg)
     for (size_t i = 0; i < N_OPTIONS; i++) {
         if (!(table[i].commands & c->bit)) continue;
         for (const char *p = table[i].names; p; p = strchr(p, '|'), p += p ? 1 : 0) {
-            snprintf(name, sizeof name, "--%.*s", (int)strcspn(p, "|"), p);
+            snprintf(name, sizeof name, "%s%.*s", dashes(p), (int)strcspn(p, "|"), p);
             int distance = options_distance(typed, name);
             if (distance < least) least = distance, memcpy(best, name, sizeof best);
         }
@@ -182,8 +239,8 @@ static const option *find_option(const command *c, const char *arg)
         const option *o = &table[i];
         if (!(o->commands & c->bit)) continue;
         if (arg[1] != '-') {
-            if (o->letter && arg[1] == o->letter && arg[2] == '\0') return o;
-        } else if (list_has(o->names, "|", name, strcspn(name, "="))) {
+            if ((o->letter && arg[1] == o->letter && arg[2] == '\0') || list_has(o->names, "|", arg, strlen(arg))) return o;
+        } else if (name[0] != '-' && list_has(o->names, "|", name, strcspn(name, "="))) {
             return o;
         }
     }
@@ -195,8 +252,59 @@ static void describe_value(const option *o, char *out, size_t cap)
 {
     if (o->type == OPTION_INT) snprintf(out, cap, "a whole number from %.0f to %.0f", o->min, o->max);
     else if (o->type == OPTION_REAL) snprintf(out, cap, "a number from %g to %g", o->min, o->max);
+    else if (o->type == OPTION_INTS)
+        snprintf(out, cap, "at most %d whole numbers from %.0f to %.0f, separated by commas", LIST_MAX, o->min, o->max);
+    else if (o->type == OPTION_CHOICES) snprintf(out, cap, "some of %s, separated by commas", o->choices());
     else if (o->type == OPTION_CHOICE) snprintf(out, cap, "one of %s%s%s", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
     else snprintf(out, cap, "a value");
+}
+
+static bool list_add(number_list *list, const option *o, int64_t v)
+{
+    if (list->n == LIST_MAX || (double)v < o->min || (double)v > o->max) return false;
+    list->v[list->n++] = v;
+    return true;
+}
+
+/* Appends the numbers of "512,1024", or of a range first-last, with +step or *factor behind it, to the list. */
+static bool store_numbers(number_list *list, const option *o, const char *value)
+{
+    for (const char *p = value;; p++) {
+        char *end;
+        int64_t v[3] = {0, 0, 1}; /* first, last, step */
+        char sign = '+';
+        for (int part = 0;; part++) {
+            if (*p < '0' || *p > '9') return false;
+            errno = 0;
+            v[part] = strtoll(p, &end, 10);
+            if (errno) return false;
+            p = end;
+            if (part == 0) v[1] = v[0];
+            if (part == 2 || (part == 0 && *p != '-') || (part == 1 && *p != '+' && *p != '*')) break;
+            if (part == 1) sign = *p;
+            p++;
+        }
+        if (v[1] > (1 << 30) || v[2] > (1 << 30) || v[1] < v[0] || v[2] < (sign == '+' ? 1 : 2) || (sign == '*' && v[0] < 1)) return false;
+        for (int64_t x = v[0]; x <= v[1]; x = sign == '+' ? x + v[2] : x * v[2])
+            if (!list_add(list, o, x)) return false;
+        if (*p == '\0') return true;
+        if (*p != ',') return false;
+    }
+}
+
+/* Appends the indices of the named choices. */
+static bool store_choices(number_list *list, const option *o, const char *value)
+{
+    for (const char *p = value;; p++) {
+        size_t n = strcspn(p, ",");
+        int64_t index = 0;
+        const char *c = o->choices();
+        for (; *c && (strncmp(c, p, n) != 0 || (c[n] != ',' && c[n] != '\0')); index++) c += strcspn(c, ","), c += *c ? 2 : 0;
+        if (!*c || n == 0 || list->n == LIST_MAX) return false;
+        list->v[list->n++] = index;
+        p += n;
+        if (!*p) return true;
+    }
 }
 
 /* Stores value in *out as o says; false where it is not what o takes. */
@@ -225,6 +333,16 @@ static bool store_value(options *out, const option *o, const char *value)
     case OPTION_TEXT:
         memcpy(at, &value, sizeof value);
         return true;
+    case OPTION_INTS:
+        return store_numbers((number_list *)(void *)at, o, value);
+    case OPTION_CHOICES:
+        return store_choices((number_list *)(void *)at, o, value);
+    case OPTION_TEXTS: {
+        word_list *list = (word_list *)(void *)at;
+        if (list->n == LIST_MAX) return false;
+        list->v[list->n++] = value;
+        return true;
+    }
     case OPTION_FLAG:
         break;
     }
@@ -273,7 +391,7 @@ static bool check_together(const options *o, const command *c)
         report_error(c->name, "--system: needs a chat template, and --chat-template is none");
         return false;
     }
-    if (!o->model && c->bit != CMD_INSPECT) {
+    if (!o->model && !o->models.n && c->bit != CMD_INSPECT && !o->kernels && !o->machine) {
         report_error(c->name, "no model given: -m FILE names it");
         return false;
     }
@@ -359,10 +477,10 @@ static void print_option(const option *o, const options *defaults)
     printf("  ");
     if (o->letter) printf("-%c, ", o->letter);
     for (const char *p = o->names; p; p = strchr(p, '|'), p += p ? 1 : 0)
-        printf("%s--%.*s", p == o->names ? "" : ", ", (int)strcspn(p, "|"), p);
+        printf("%s%s%.*s", p == o->names ? "" : ", ", dashes(p), (int)strcspn(p, "|"), p);
     printf("%s%s\n", o->meta ? " " : "", o->meta ? o->meta : "");
     print_default(o, defaults, standard, sizeof standard);
-    if (o->type == OPTION_CHOICE) snprintf(choices, sizeof choices, " Choices: %s%s%s.", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
+    if (o->type == OPTION_CHOICE || o->type == OPTION_CHOICES) snprintf(choices, sizeof choices, " Choices: %s%s%s.", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
     snprintf(body, sizeof body, "%s%s%s", o->help, choices, standard);
     options_print_wrapped(body, 10);
 }
@@ -391,6 +509,8 @@ spw_engine_params options_engine(const options *o)
     spw_engine_params p = spw_engine_default_params();
     p.n_threads = (int)o->threads;
     p.n_batch = (int)o->batch;
+    p.kv_type = o->kv_type;
+    p.no_repack = o->no_repack;
     if (o->rope_scaling) {
         const char *s = o->rope_scaling;
         p.rope_scaling = strcmp(s, "yarn") == 0 ? SPW_ROPE_YARN : strcmp(s, "linear") == 0 ? SPW_ROPE_LINEAR : SPW_ROPE_NONE;

@@ -6,6 +6,7 @@
 #define SPW_APP_OPTIONS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "spillway.h"
@@ -25,7 +26,21 @@ enum {
     CMD_TOKENIZE = 4,
     CMD_EVAL = 8,
     CMD_INSPECT = 16,
+    CMD_BENCH = 32,
 };
+
+enum { LIST_MAX = 32 };
+
+/* Values of a flag that takes lists (512,1024 or 0-4096+1024 or 1-16*2) and may be given several times: all of them, in order. */
+typedef struct number_list {
+    int64_t v[LIST_MAX];
+    size_t n;
+} number_list;
+
+typedef struct word_list {
+    const char *v[LIST_MAX];
+    size_t n;
+} word_list;
 
 typedef struct options {
     const char *model, *file, *prompt; /* NULL: not given */
@@ -44,7 +59,15 @@ typedef struct options {
     int64_t yarn_orig_ctx;
     const char *chat_template; /* NULL: the file's own; "none": no template */
     const char *system;
-    bool ignore_eos, json, ids, special, bos, keys, tensors;
+    bool no_repack, ignore_eos, json, ids, special, bos, keys, tensors;
+    /* bench: empty lists stand for the defaults */
+    word_list models;
+    number_list n_prompt, n_gen, pairs, n_depth, n_threads, n_batch;
+    number_list type_k, type_v; /* of spw_kv_type */
+    spw_kv_type kv_type;
+    int64_t repetitions, sweep_step;
+    const char *output;
+    bool fill, sweep, no_warmup, kernels, machine;
 } options;
 
 typedef struct command {

@@ -190,6 +190,7 @@ typedef struct spw_engine_params {
     float rope_freq_base;          /* 0: the file's */
     uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
     spw_kv_type kv_type;
+    bool no_repack;                /* compute products in f32 from the file's values: slower, and exact up to f32 rounding.  See spw_load_stats */
 } spw_engine_params;
 
 spw_engine_params spw_engine_default_params(void);
@@ -202,12 +203,28 @@ const spw_vocab *spw_engine_vocab(const spw_engine *e);
 const spw_model_info *spw_engine_info(const spw_engine *e);
 int spw_engine_n_threads(const spw_engine *e);
 int spw_engine_n_batch(const spw_engine *e);
-/* Name of the kernels in use: ref, scalar, avx2, avx512 (environment variable SPILLWAY_ISA forces one). */
+/* Name of the kernels in use: ref, scalar, on x86-64 avx2, avx512, on AArch64 neon (environment variable SPILLWAY_ISA forces one). */
 const char *spw_engine_isa(const spw_engine *e);
+
+/* What loading did.  Weights of the common quantised types are copied into a layout that the processor's integer units like; products with
+ * them take activations as 16-bit integers (docs/NUMERICS.md).  The copy takes the bytes of the weights once more, so it is left out where it would exceed half of
+ * the available memory. */
+typedef enum spw_repack {
+    SPW_REPACK_DONE = 0,
+    SPW_REPACK_REFUSED,   /* by the parameters */
+    SPW_REPACK_NO_KERNEL, /* the kernels in use (ref) have none for it */
+    SPW_REPACK_NO_MEMORY,
+} spw_repack;
+typedef struct spw_load_stats {
+    spw_repack repack;
+    uint64_t repack_bytes; /* 0 also when no weight is of such a type */
+    double repack_seconds;
+} spw_load_stats;
+spw_load_stats spw_engine_load_stats(const spw_engine *e);
 
 /* Bytes needed to hold n_pos positions of one session of this model, and what the system has to give. */
 typedef struct spw_memory {
-    uint64_t weights;   /* mapped file; read on demand */
+    uint64_t weights;   /* mapped file, read on demand, or the repacked copy in its place */
     uint64_t kv;        /* host KV of n_pos positions */
     uint64_t scratch;   /* activations and logits */
     uint64_t available; /* what the system can give now, file cache included; cgroup and address space limits counted */
@@ -245,6 +262,11 @@ const char *spw_kv_policies(void);
 spw_status spw_session_eval(spw_session *s, const int32_t *tokens, size_t n, spw_err *err);
 /* Appends one generated token, attending through the session's policy. */
 spw_status spw_session_decode(spw_session *s, int32_t token, spw_err *err);
+/* For benchmarks: appends n positions of made-up K and V, distinct at every position and of the scale that rows of this model have, at about the speed of
+ * memory; so a session gets deep without hours of reading.  Whatever is generated afterwards costs what it would after a text of that length,
+ * and means nothing.  The bits depend on the model, seed and the positions alone.  Only the first call on an engine evaluates something: 64 tokens, in a session of their own.
+ * The logits become NULL until the next evaluation.  SPW_E_FULL as for spw_session_eval; n may be 0. */
+spw_status spw_session_fill(spw_session *s, uint64_t n, uint64_t seed, spw_err *err);
 /* spw_vocab_size floats: the logits of the last evaluated token; owned by s, valid until the next call that changes s;
  * NULL before the first evaluation. */
 const float *spw_session_logits(const spw_session *s);

@@ -59,6 +59,12 @@ static inline int test_done(void)
     return test_n_failed ? 1 : 0;
 }
 
+/* Whether the program runs in an emulator of another processor (RUNNER of tools/run_tests.sh): slow, and its memory is the emulator's as well. */
+static inline bool test_is_emulated(void)
+{
+    return getenv("TEST_EMULATED") != NULL;
+}
+
 /* xorshift64*: the tests' random numbers; seed must not be 0. */
 static inline uint64_t test_rand(uint64_t *state)
 {

@@ -181,7 +181,7 @@ static void test_mem_reserve(void)
     CHECK(p[0] == 0 && p[bytes - 1] == 0 && p[bytes / 2] == 0);
     p[0] = 1, p[bytes - 1] = 2;
     CHECK(p[0] == 1 && p[bytes - 1] == 2);
-    CHECK(statm_bytes(1) < before + ((size_t)64 << 20));
+    CHECK(test_is_emulated() || statm_bytes(1) < before + ((size_t)64 << 20)); /* an emulator keeps tables of what is mapped */
     mem_unreserve(p, bytes);
     mem_unreserve(NULL, bytes);
 }
@@ -399,7 +399,8 @@ int main(void)
 #ifdef SANITIZED
     SKIP("test_system_address_space", "a sanitizer maps more than any limit");
 #else
-    RUN(test_system_address_space);
+    if (test_is_emulated()) SKIP("test_system_address_space", "the emulator applies no limit");
+    else RUN(test_system_address_space);
 #endif
     RUN(test_system_real);
     return test_done();

@@ -12,7 +12,7 @@ PROGRAM = os.path.abspath(os.environ.get("SPILLWAY", "build/spillway"))
 ASSETS = os.path.abspath(os.environ.get("SPILLWAY_ASSETS", "../shared/assets"))
 MODELS = os.path.abspath(os.environ.get("MODELS", "build/models"))
 HERE = os.path.dirname(os.path.abspath(__file__))
-COMMANDS = ("run", "chat", "tokenize", "eval", "inspect")
+COMMANDS = ("run", "chat", "tokenize", "eval", "inspect", "bench")
 TMP = tempfile.mkdtemp(prefix="spillway-cli-")
 counts = {"ok": 0, "FAIL": 0, "skip": 0}
 

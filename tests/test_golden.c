@@ -1,8 +1,9 @@
 /* test_golden.c - the engine against its independent twin: logits at every position of real and tiny models.
  *
  * tests/data/golden_*.bin were written by `tools/reference.py MODEL --ids-file IDS --f64 --kv-f32 -o golden_NAME.bin`, whose write_golden states the
- * layout; the ids are in the file.  Every model is evaluated three times: with the reference kernels and with those that this machine would choose,
- * both with K and V kept as floats, so that arithmetic alone is compared; and with the latter as users run it, K and V kept as halves.  The stories
+ * layout; the ids are in the file.  Every model is evaluated four times: with the reference kernels and with those that this machine would choose,
+ * both with K and V kept as floats, so that arithmetic alone is compared; with the latter and K and V kept as halves; and with repacked weights, as users run it, but for K and V as
+ * floats, so that their rounding does not hide what integer activations do.  The stories
  * models are found in SPILLWAY_ASSETS, the larger ones in MODELS or build/models, the tiny ones beside the goldens. */
 #include "spillway.h"
 #include "test.h"
@@ -101,13 +102,14 @@ static void compare_row(const golden *g, size_t pos, const float *logits, deviat
 }
 
 /* Evaluates the golden's ids as one prompt and compares every position; false when the model cannot be evaluated. */
-static bool compare_model(const char *path, spw_kv_type kv_type, const golden *g, const char **isa, deviation *d)
+static bool compare_model(const char *path, spw_kv_type kv_type, bool repack, const golden *g, const char **isa, deviation *d)
 {
     spw_err err = {0};
     spw_engine *e = NULL;
     spw_session *s = NULL;
     spw_engine_params params = spw_engine_default_params();
     params.kv_type = kv_type;
+    params.no_repack = !repack;
     float *logits = malloc((size_t)g->n_tokens * g->n_vocab * sizeof *logits);
     *d = (deviation){0};
     CHECK_OK(spw_engine_open(&e, path, &params, &err), err);
@@ -136,6 +138,7 @@ typedef struct bounds {
 
 static const char *model_name, *model_path, *model_isa; /* of the running test; model_isa NULL: the machine's choice */
 static spw_kv_type model_kv;
+static bool model_repack;
 static bounds model_bounds;
 
 static void test_model(void)
@@ -145,8 +148,8 @@ static void test_model(void)
     const char *isa = "";
     if (model_isa) setenv("SPILLWAY_ISA", model_isa, 1);
     CHECK(golden_read(&g, model_name));
-    if (!test_bad && compare_model(model_path, model_kv, &g, &isa, &d)) {
-        printf("      %s, %s, KV %s: logits max %.2g mean %.2g, lse max %.2g, KLD max %.2g mean %.2g\n", model_name, isa,
+    if (!test_bad && compare_model(model_path, model_kv, model_repack, &g, &isa, &d)) {
+        printf("      %s, %s%s, KV %s: logits max %.2g mean %.2g, lse max %.2g, KLD max %.2g mean %.2g\n", model_name, isa, model_repack ? " repacked" : "",
                model_kv == SPW_KV_F32 ? "f32" : "f16", d.max_logit, d.sum_logit / (double)d.n_logits, d.max_lse, d.max_kld, d.sum_kld / g.n_tokens);
         CHECK_NEAR(d.max_logit, 0, model_bounds.logit);
         CHECK_NEAR(d.sum_logit / (double)d.n_logits, 0, model_bounds.mean);
@@ -206,7 +209,13 @@ static void run_model(const char *name, const char *folder, const char *pattern)
     RUN(test_model);
     model_kv = SPW_KV_F32;
     model_bounds = (bounds){TOL_GOLDEN_FAST_LOGIT, TOL_GOLDEN_FAST_MEAN, TOL_GOLDEN_FAST_KLD};
-    if (strcmp(forced, "ref") != 0) RUN(test_model);
+    if (strcmp(forced, "ref") != 0) {
+        RUN(test_model);
+        model_repack = true;
+        model_bounds = (bounds){TOL_GOLDEN_PACK_LOGIT, TOL_GOLDEN_PACK_MEAN, TOL_GOLDEN_PACK_KLD};
+        RUN(test_model);
+        model_repack = false;
+    }
     model_isa = "ref";
     model_bounds = (bounds){TOL_GOLDEN_REF_LOGIT, TOL_GOLDEN_REF_LOGIT, TOL_GOLDEN_FAST_KLD};
     RUN(test_model);

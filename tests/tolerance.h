@@ -7,6 +7,8 @@
 #define TOL_GEMM_REL 1e-6
 /* rms_norm: error relative to |out|; all is f64 until one rounding. */
 #define TOL_RMS_NORM_REL 2e-7
+/* packed products: error of an element relative to sum_k |x_k| |w_k|, against exact sums of the integers' values. */
+#define TOL_PACK_REL 2e-6
 /* swiglu: error relative to |out|, plus an absolute part for what the exponential flushes (|up| times it). */
 #define TOL_SWIGLU_REL 1e-6
 #define TOL_SWIGLU_ABS 1e-35
@@ -19,7 +21,8 @@
 #define TOL_MERGE_REL 1e-6
 /* golden logits of the independent twin (test_golden.c): absolute error of any logit and of the log-sum-exp, mean over all compared logits,
  * Kullback-Leibler divergence of a position in nats.  REF and FAST keep K and V as floats, so they see arithmetic alone; F16 is what users run: a K or V beside
- * the middle of two halves goes one way here and the other way there.  TIE: the distance of the two largest logits below which either may be first. */
+ * the middle of two halves goes one way here and the other way there.  PACK is repacked weights and activations of 16 bits.  TIE: the distance of the two
+ * largest logits below which either may be first. */
 #define TOL_GOLDEN_REF_LOGIT 1e-4
 #define TOL_GOLDEN_FAST_LOGIT 1e-4
 #define TOL_GOLDEN_FAST_MEAN 2e-5
@@ -27,6 +30,9 @@
 #define TOL_GOLDEN_F16_LOGIT 6e-2
 #define TOL_GOLDEN_F16_MEAN 6e-3
 #define TOL_GOLDEN_F16_KLD 2e-4
+#define TOL_GOLDEN_PACK_LOGIT 1.5e-2
+#define TOL_GOLDEN_PACK_MEAN 2e-3
+#define TOL_GOLDEN_PACK_KLD 5e-6
 #define TOL_GOLDEN_TIE 2e-3
 
 #endif

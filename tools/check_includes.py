@@ -10,7 +10,7 @@ import os
 import re
 import sys
 
-LEVELS = {"src/base": 0, "src/kern": 1, "src/model": 2, "src/dev": 2, "src/kv": 2, "src/policy": 3, "src/plan": 4, "src/engine": 5}
+LEVELS = {"src/base": 0, "src/kern": 1, "src/model": 2, "src/dev": 2, "src/kv": 2, "src/measure": 2, "src/policy": 3, "src/plan": 4, "src/engine": 5}
 SEES = {"include": ["include"], "apps": ["include", "apps"], "examples": ["include"]}
 ANYTHING = ("tests", "fuzz", "bench")
 TOPS = ("include", "src", "apps", "examples", "tests", "fuzz", "bench", "tools")

@@ -1,9 +1,9 @@
 #!/bin/bash
 # install_deps.sh - finds out what is missing for building, testing or fetching a model, says so, and installs that with apt-get.
 #
-# usage: tools/install_deps.sh [--dry-run] build|model|check...
+# usage: tools/install_deps.sh [--dry-run] build|model|check|neon...
 #   build  C compiler, make, pkg-config, the libraries        model  python3 with pip, which carries the download
-#   check  clang and its run-time library, python3
+#   check  clang and its run-time library, python3            neon   cross compiler and emulator for AArch64
 #
 # What is there is found by trying it, not by asking the package manager: a compiler or library of the user's own is as good as Debian's.
 # Nothing missing: nothing is said, and no privilege is needed.
@@ -33,6 +33,7 @@ has_compiler() { printf '#include <pthread.h>\n#include <stdio.h>\nint main(void
 has_library() { # has_library PKG-CONFIG-NAME PREPROCESSOR-TEXT
     pkg-config --exists "$1" || printf '%b\n' "$2" | $cc -E -
 }
+has_cross_compiler() { printf '#include <stdio.h>\nint main(void) { return 0; }\n' | compiles aarch64-linux-gnu-gcc -pthread; }
 has_fuzzer() { printf 'int LLVMFuzzerTestOneInput(const char *p, unsigned long n) { return p && n > 9 ? 0 : 0; }\n' | compiles clang -fsanitize=fuzzer,address; }
 
 for group; do
@@ -51,8 +52,12 @@ for group; do
         need clang command -v clang
         need libclang-rt-dev has_fuzzer
         ;;
+    neon)
+        if ! has_cross_compiler; then missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross); fi
+        need qemu-user command -v qemu-aarch64
+        ;;
     *)
-        echo "install_deps.sh: unknown group \"$group\"; known are build, model, check" >&2
+        echo "install_deps.sh: unknown group \"$group\"; known are build, model, check, neon" >&2
         exit 2
         ;;
     esac

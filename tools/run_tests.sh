@@ -8,7 +8,8 @@
 #
 # A test's last line is "N passed, N failed, N skipped".  One that dies, ends without such a line, or reports failure only by its exit code,
 # counts as one failure.  Of a test that passes, the lines about skips and the closing line are shown; of one that fails, everything.
-# COUNTS=FILE appends the sum to FILE as three numbers, for a caller that adds up several runs; TEST_TIMEOUT is in seconds.
+# COUNTS=FILE appends the sum to FILE as three numbers, for a caller that adds up several runs; TEST_TIMEOUT is in seconds; RUNNER is a command that
+# runs the programs test_x (an emulator).
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 if [ $# -lt 2 ]; then
@@ -27,6 +28,8 @@ export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:strict_string_checks=1:alloca
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1}
 
+if [ -n "${RUNNER:-}" ]; then export TEST_EMULATED=1; fi
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0 skipped=0
@@ -36,7 +39,7 @@ for name; do
     *.py) cmd=(python3 "tests/$name") ;;
     *.sh) cmd=(bash "tests/$name") ;;
     replay_*) cmd=("$root/fuzz/$name" "fuzz/corpus/${name#replay_}") ;;
-    *) cmd=("$root/tests/$name") ;;
+    *) cmd=(${RUNNER:-} "$root/tests/$name") ;; # of several words
     esac
     began=$EPOCHREALTIME
     timeout "${TEST_TIMEOUT:-900}" "${cmd[@]}" >"$log" 2>&1 </dev/null

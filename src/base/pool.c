@@ -172,9 +172,10 @@ static void *worker_main(void *arg)
 static void caller_wait(spw_pool *p)
 {
     if (spin(p, true)) return;
-    /* Said anew before every look: the thread that ended the job before may be late and clear the word of this one. */
+    /* Said anew before every look: the thread that ended the job before may be late and clear the word of this one.  An exchange, as emulators of
+     * AArch64 let the look overtake a mere store. */
     for (;;) {
-        atomic_store(&p->caller_sleeps, 1);
+        atomic_exchange(&p->caller_sleeps, 1);
         if (is_ready(p, true)) break;
         futex_wait(&p->caller_sleeps, 1);
     }

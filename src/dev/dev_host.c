@@ -1,12 +1,13 @@
-/* dev_host.c - the host device: buffers are plain memory, weights stay in the mapped file and are dequantised a tile at a time.
+/* dev_host.c - the host device: buffers are plain memory, weights are repacked (dev_pack.h) or stay in the mapped file and are dequantised a tile at a time.
  *
- * Products.  The outputs of a weight are cut into panels of PANEL_OUTS; a worker takes a panel, and for every TILE_COLS inputs dequantises a tile of the
+ * Products with weights of the file.  The outputs of a weight are cut into panels of PANEL_OUTS; a worker takes a panel, and for every TILE_COLS inputs dequantises a tile of the
  * panel to f32 and multiplies all rows by it.  Sums over a tile are added in ascending order of inputs, so a result has the same bits for one row and for many,
  * for one thread and for many. */
 #include "dev_host.h"
 
 #include <string.h>
 
+#include "dev_pack.h"
 #include "mem.h"
 
 enum {
@@ -14,7 +15,7 @@ enum {
     PANEL_OUTS_ONE = 8,  /* outputs per tile for few rows: 16 KiB stay in L1 */
     FEW_ROWS = 4,
     TILE_COLS = 512,     /* inputs per tile; a multiple of every type's block */
-    TILE_ROWS = 512,     /* rows multiplied by one tile at a time */
+    TILE_ROWS = DEV_PACK_ROWS, /* rows multiplied by one tile at a time */
     TILE_FLOATS = PANEL_OUTS * TILE_COLS + TILE_ROWS * PANEL_OUTS,
     ROWS_PER_ITEM = 8,   /* rows of an elementwise work item */
     INLINE_FLOATS = 1 << 15, /* elementwise work below this is not worth a fork */
@@ -29,12 +30,14 @@ struct dev_weight {
     uint32_t type;
     size_t rows, cols, row_bytes;
     const uint8_t *data;
+    dev_panels packed; /* panels NULL: not repacked */
 };
 
 typedef struct dev_host {
     dev base;
     const kern_table *kern;
     spw_pool *pool;
+    dev_pack *pack; /* NULL: nothing is repacked */
     float *tiles; /* per worker: a tile of weights, PANEL_OUTS x TILE_COLS, then its sums, TILE_ROWS x PANEL_OUTS */
 } dev_host;
 
@@ -97,6 +100,11 @@ static spw_status host_weight_create(dev *d, const dev_weight_desc *desc, dev_we
     dev_weight *w = mem_alloc(sizeof *w);
     if (!w) return spw_fail(err, SPW_E_NOMEM, "tensor %s: out of memory", desc->name);
     *w = (dev_weight){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .row_bytes = row_bytes, .data = desc->data};
+    spw_status s = host_of(d)->pack && !desc->lookup ? dev_pack_add(host_of(d)->pack, desc, &w->packed, err) : SPW_OK;
+    if (s) {
+        mem_free(w);
+        return s;
+    }
     *out = w;
     return SPW_OK;
 }
@@ -288,6 +296,11 @@ static void product_item(void *ctx, size_t item, int worker)
     size_t i = 0;
     while (item >= job->first_item[i + 1]) i++;
     const dev_product *p = &job->products[i];
+    if (p->w->packed.panels) {
+        const float *bias = p->bias ? (const float *)(const void *)p->bias->data : NULL;
+        dev_pack_item(job->h->pack, &p->w->packed, bias, job->n_rows, item - job->first_item[i], p->out->data);
+        return;
+    }
     size_t j0 = (item - job->first_item[i]) * PANEL_OUTS, end = j0 + PANEL_OUTS < p->w->rows ? j0 + PANEL_OUTS : p->w->rows;
     size_t step = job->n_rows <= FEW_ROWS ? (size_t)PANEL_OUTS_ONE : (size_t)PANEL_OUTS;
     float *tile = job->h->tiles + (size_t)worker * TILE_FLOATS;
@@ -302,11 +315,15 @@ static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_produ
         product_job job = {.h = h, .x = x->data + r0 * products[0].w->cols, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
         dev_product shifted[MAX_PRODUCTS];
         dev_buf outs[MAX_PRODUCTS];
+        bool packed = false;
         for (size_t i = 0; i < n_products; i++) {
             outs[i] = (dev_buf){.data = products[i].out->data + r0 * products[i].w->rows};
-            shifted[i] = (dev_product){products[i].w, products[i].bias, &outs[i]};
-            job.first_item[i + 1] = job.first_item[i] + (products[i].w->rows + PANEL_OUTS - 1) / PANEL_OUTS;
+            shifted[i] = (dev_product){.w = products[i].w, .bias = products[i].bias, .out = &outs[i]};
+            const dev_panels *panels = &products[i].w->packed;
+            packed |= panels->panels != NULL;
+            job.first_item[i + 1] = job.first_item[i] + (panels->panels ? dev_pack_n_items(panels, job.n_rows) : (products[i].w->rows + PANEL_OUTS - 1) / PANEL_OUTS);
         }
+        if (packed) dev_pack_set_x(h->pack, job.x, job.n_rows, products[0].w->cols, products[0].coarse);
         job.products = shifted;
         pool_run(h->pool, job.first_item[n_products], product_item, &job);
     }
@@ -317,6 +334,7 @@ static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_produ
 static void host_free(dev *d)
 {
     if (!d) return;
+    dev_pack_free(host_of(d)->pack);
     mem_free(host_of(d)->tiles);
     mem_free(d);
 }
@@ -327,7 +345,13 @@ static const dev_ops host_ops = {
     .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
 };
 
-spw_status dev_host_create(dev **out, const kern_table *kern, spw_pool *pool, spw_err *err)
+dev_repacked dev_host_repacked(const dev *d)
+{
+    const dev_host *h = (const dev_host *)(const void *)d;
+    return h->pack ? dev_pack_stats(h->pack) : (dev_repacked){0};
+}
+
+spw_status dev_host_create(dev **out, const kern_table *kern, spw_pool *pool, bool repack, spw_err *err)
 {
     dev_host *h = mem_zalloc(sizeof *h);
     if (!h) return spw_fail(err, SPW_E_NOMEM, "host device: out of memory");
@@ -338,6 +362,11 @@ spw_status dev_host_create(dev **out, const kern_table *kern, spw_pool *pool, sp
     if (!h->tiles) {
         mem_free(h);
         return spw_fail(err, SPW_E_NOMEM, "host device: out of memory for the tiles of %d workers", pool_n_threads(pool));
+    }
+    spw_status s = repack ? dev_pack_create(&h->pack, kern, pool, err) : SPW_OK;
+    if (s) {
+        host_free(&h->base);
+        return s;
     }
     *out = &h->base;
     return SPW_OK;

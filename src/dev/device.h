@@ -22,13 +22,22 @@ typedef struct dev_weight_desc {
     uint32_t type; /* quant_type */
     uint64_t rows, cols;
     const void *data;
+    bool lookup; /* for embed alone, never a factor of a product */
+    bool mapped; /* data is in a mapped file, whose pages may be dropped: they are read again when they are touched */
 } dev_weight_desc;
+
+/* What a device has rearranged at weight_create. */
+typedef struct dev_repacked {
+    uint64_t bytes;
+    double seconds;
+} dev_repacked;
 
 /* out[row][w->rows] = x[row][w->cols] . w^T + bias */
 typedef struct dev_product {
     const dev_weight *w;
     const dev_weight *bias; /* F32, 1 x w->rows; NULL: none */
     dev_buf *out;
+    bool coarse; /* a device that turns the input into integers may take 8 bits instead of 16; equal in all products of a call */
 } dev_product;
 
 /* Optional RMS norm of each head, rotation, scaling, and padding of the head to dim_out. */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "engine_private.h"
+#include "measure.h"
 #include "mem.h"
 #include "system.h"
 
@@ -33,7 +34,9 @@ static spw_status check_params(spw_engine_params *p, spw_err *err)
 static spw_status load(spw_engine *e, const model_weight *w, dev_weight **out, spw_err *err)
 {
     if (!w->data) return SPW_OK;
-    return e->dev->ops->weight_create(e->dev, &(dev_weight_desc){w->name, w->type, w->rows, w->cols, w->data}, out, err);
+    bool lookup = w == &e->model->token_embd && e->model->output.data != w->data;
+    dev_weight_desc desc = {.name = w->name, .type = w->type, .rows = w->rows, .cols = w->cols, .data = w->data, .lookup = lookup, .mapped = true};
+    return e->dev->ops->weight_create(e->dev, &desc, out, err);
 }
 
 static spw_status load_layer(spw_engine *e, const model_layer *m, engine_layer *l, spw_err *err)
@@ -128,6 +131,21 @@ static spw_status open_store(spw_engine *e, const spw_engine_params *p, spw_err 
     return s;
 }
 
+/* All weights or none: what a result's bits are must not depend on which weight came before memory ran short. */
+static void choose_repack(spw_engine *e, const spw_engine_params *p)
+{
+    if (p->no_repack) e->load_stats.repack = SPW_REPACK_REFUSED;
+    else if (!e->kern->pack_x) e->load_stats.repack = SPW_REPACK_NO_KERNEL;
+    else if (e->info.weight_bytes > system_memory_available() / 2) e->load_stats.repack = SPW_REPACK_NO_MEMORY;
+}
+
+static void add_load_stats(spw_engine *e)
+{
+    dev_repacked r = dev_host_repacked(e->dev);
+    e->load_stats.repack_bytes = r.bytes;
+    e->load_stats.repack_seconds = r.seconds;
+}
+
 static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_params *p, spw_err *err)
 {
     spw_status s = kern_select(&e->kern, err);
@@ -147,11 +165,18 @@ static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_p
     if (p->kv_type == SPW_KV_F32) e->info.kv_bytes_per_pos *= 2;
     s = rope_init(&e->rope, &hp->rope, e->model->rope_freqs.data, err);
     if (!s) s = pool_create(&e->pool, p->n_threads, err);
-    if (!s) s = dev_host_create(&e->dev, e->kern, e->pool, err);
+    choose_repack(e, p);
+    if (!s) s = dev_host_create(&e->dev, e->kern, e->pool, e->load_stats.repack == SPW_REPACK_DONE, err);
     if (!s) s = load_weights(e, err);
+    if (!s) add_load_stats(e);
     if (!s) s = create_bufs(e, err);
     if (!s) s = open_store(e, p, err);
     if (!s) s = exec_create(&e->exec, e->kern, e->pool, e->store, err);
+    if (!s) {
+        spw_machine machine;
+        measure_machine(&machine, e->kern, e->pool);
+        exec_set_tuning(e->exec, measure_tuning(&machine));
+    }
     return s;
 }
 
@@ -186,6 +211,7 @@ void spw_engine_close(spw_engine *e)
     mem_free(e->cos_sin);
     mem_free(e->logit_rows);
     engine_free_step(e);
+    mem_free(e->fill_stats);
     rope_free(&e->rope);
     pool_free(e->pool);
     spw_vocab_close(e->vocab);
@@ -202,6 +228,11 @@ const spw_vocab *spw_engine_vocab(const spw_engine *e)
 const spw_model_info *spw_engine_info(const spw_engine *e)
 {
     return &e->info;
+}
+
+spw_load_stats spw_engine_load_stats(const spw_engine *e)
+{
+    return e->load_stats;
 }
 
 int spw_engine_n_threads(const spw_engine *e)

@@ -3,7 +3,8 @@
  *   engine.c    opens and closes: file, vocabulary, weights on the device, workers, store, buffers
  *   session.c   timelines: create, fork, truncate, statistics, the one-session calls
  *   step.c      the primitive: cuts the work of several sessions into passes of at most n_batch rows
- *   forward.c   one pass: embedding, layers, logits */
+ *   forward.c   one pass: embedding, layers, logits
+ *   fill.c      positions of made-up K and V, for benchmarks */
 #ifndef SPW_ENGINE_PRIVATE_H
 #define SPW_ENGINE_PRIVATE_H
 
@@ -50,6 +51,7 @@ struct spw_engine {
     model *model;
     spw_vocab *vocab;
     spw_model_info info;
+    spw_load_stats load_stats;
     const kern_table *kern;
     spw_pool *pool;
     dev *dev;
@@ -73,6 +75,7 @@ struct spw_engine {
     step_progress *progress;
     plan_reads *reads;
     logit_request *requests;
+    float *fill_stats; /* what rows of K and V look like; NULL until a session is filled (fill.c) */
 };
 
 struct spw_session {

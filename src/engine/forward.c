@@ -32,7 +32,7 @@ static void project(spw_engine *e, const engine_layer *l, size_t n)
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     d->ops->rms_norm(d, b->x, l->attn_norm, n, hp->norm_eps, b->h);
-    d->ops->matmul(d, b->h, n, (dev_product[]){{l->wq, l->bq, b->q}, {l->wk, l->bk, b->k}, {l->wv, l->bv, b->v}}, 3);
+    d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->wq, .bias = l->bq, .out = b->q}, {.w = l->wk, .bias = l->bk, .out = b->k}, {.w = l->wv, .bias = l->bv, .out = b->v}}, 3);
     dev_rope r = {.x = b->q, .out = b->q_rot, .n_rows = n, .n_heads = hp->n_head, .head_dim = hp->head_dim, .dim_out = e->dim,
                   .n_pairs = e->rope.n_pairs, .halves = hp->rope.order == MODEL_ROPE_HALVES, .cos_sin = e->cos_sin, .scale = hp->attn_scale,
                   .norm = l->q_norm, .eps = hp->norm_eps};
@@ -78,9 +78,9 @@ static void feed_forward(spw_engine *e, const engine_layer *l, size_t n)
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     d->ops->rms_norm(d, b->x, l->ffn_norm, n, hp->norm_eps, b->h);
-    d->ops->matmul(d, b->h, n, (dev_product[]){{l->w_gate, NULL, b->gate}, {l->w_up, NULL, b->up}}, 2);
+    d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->w_gate, .out = b->gate}, {.w = l->w_up, .out = b->up}}, 2);
     d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
-    d->ops->matmul(d, b->gate, n, (dev_product[]){{l->w_down, NULL, b->h}}, 1);
+    d->ops->matmul(d, b->gate, n, (dev_product[]){{.w = l->w_down, .out = b->h}}, 1);
     d->ops->add(d, b->x, b->h, n * hp->n_embd);
 }
 
@@ -95,7 +95,7 @@ static spw_status output(spw_engine *e, const logit_request *requests, size_t n_
         for (size_t i = 0; i < n; i++) e->logit_rows[i] = requests[at + i].row;
         d->ops->gather(d, b->x, e->logit_rows, n, hp->n_embd, b->logit_x);
         d->ops->rms_norm(d, b->logit_x, e->output_norm, n, hp->norm_eps, b->logit_x);
-        d->ops->matmul(d, b->logit_x, n, (dev_product[]){{e->output, NULL, b->logits}}, 1);
+        d->ops->matmul(d, b->logit_x, n, (dev_product[]){{.w = e->output, .out = b->logits}}, 1);
         const float *logits;
         spw_status s = view_floats(d, b->logits, n * hp->n_vocab, &logits, err);
         if (s) return s;
@@ -119,7 +119,7 @@ spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const lo
         bool build = i == 0 || !is_static || hp->layer_kv[i].n_head_kv != hp->layer_kv[i - 1].n_head_kv;
         spw_status s = attend(e, i, n_rows, n_total, build, reads, err);
         if (s) return s;
-        d->ops->matmul(d, b->o, n_total, (dev_product[]){{l->wo, l->bo, b->h}}, 1);
+        d->ops->matmul(d, b->o, n_total, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
         d->ops->add(d, b->x, b->h, (size_t)n_total * hp->n_embd);
         feed_forward(e, l, n_total);
     }

@@ -10,12 +10,14 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
-/* Strongest last. */
-enum { ISA_REF, ISA_SCALAR, ISA_AVX2, ISA_AVX512, N_ISA };
+/* Strongest last among those that one processor can have. */
+enum { ISA_REF, ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_NEON, N_ISA };
 
-static const char *const isa_names[N_ISA] = {"ref", "scalar", "avx2", "avx512"};
+static const char *const isa_names[N_ISA] = {"ref", "scalar", "avx2", "avx512", "neon"};
 static kern_table tables[N_ISA];
 static bool available[N_ISA]; /* the build has it and the processor can run it */
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
@@ -44,17 +46,23 @@ static void fill_tables(void)
     tables[ISA_REF] = t, available[ISA_REF] = true;
 
     t.isa = isa_names[ISA_SCALAR];
-    kern_fill_scalar_quant(&t), kern_fill_scalar_math(&t), kern_fill_scalar_attend(&t);
+    kern_fill_scalar_quant(&t), kern_fill_scalar_math(&t), kern_fill_scalar_attend(&t), kern_fill_scalar_pack(&t);
     tables[ISA_SCALAR] = t, available[ISA_SCALAR] = true;
 
 #if defined(__x86_64__)
     t.isa = isa_names[ISA_AVX2];
-    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t);
+    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_pack(&t);
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];
     kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t);
+    if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();
+#elif defined(__aarch64__)
+    t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */
+    kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_pack(&t);
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kern_fill_neondot_pack(&t);
+    tables[ISA_NEON] = t, available[ISA_NEON] = true;
 #endif
 }
 

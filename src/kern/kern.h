@@ -1,7 +1,8 @@
 /* kern.h - the leaf kernels: what each computes, in which order, and the table that holds the chosen ones.
  *
  * One file per family and ISA fills entries of the table, weakest first: kern_ref_*.c (slow and obvious, sums in f64), kern_scalar_*.c
- * (plain C, f32), kern_avx2_*.c, kern_avx512_*.c.  kern_select picks once at start-up; SPILLWAY_ISA=ref|scalar|avx2|avx512 forces one.
+ * (plain C, f32), on x86-64 kern_avx2_*.c and kern_avx512_*.c, on AArch64 kern_neon_*.c and kern_neondot_*.c.  kern_select picks once at start-up;
+ * SPILLWAY_ISA=ref|scalar|avx2|avx512|neon forces one.
  *
  * Fixed summation order (what makes results reproducible): within one ISA the bits of an output depend on its own inputs alone, never on how many
  * rows, queries or outputs the same call computes.  A kernel that handles one row and a kernel that handles many are the same
@@ -56,10 +57,22 @@ typedef struct kern_span {
     uint32_t n; /* 0 .. KERN_SPAN */
 } kern_span;
 
+/* How to ask for rows before they are needed: best values differ between processors by more than a factor of two and are measured (measure.h).
+ * No effect on results. */
+typedef enum kern_hint { KERN_HINT_NONE, KERN_HINT_T0, KERN_HINT_T1, KERN_HINTS } kern_hint; /* not at all; into L1; into L2 */
+typedef struct kern_tuning {
+    kern_hint hint;
+    uint32_t ahead; /* how many positions ahead of the arithmetic, at most KERN_AHEAD */
+} kern_tuning;
+enum { KERN_AHEAD = 128 };
+#define KERN_TUNING_DEFAULT ((kern_tuning){KERN_HINT_T1, KERN_TILE})
+
 /* Attends n_q query rows to the first n positions of one or more spans that follow each other in memory order of the list, all together at most KERN_SPAN
  * positions (a span ends where a page ends).  Tiles run over the joined positions, across span borders.
  *
  * q        n_q rows of dim floats, row stride q_stride floats
+ * ahead    spans of what this worker will most likely attend to next, or none: their first rows are asked for while the last ones of this call are worked on
+ * tuning   NULL: KERN_TUNING_DEFAULT
  * n_valid  NULL: every query sees all n positions (n: the sum over the spans).  Otherwise query i sees the first n_valid[i] <= n of them
  * o, lse   o: n_q rows of dim floats, stride o_stride; lse: n_q floats.  Written whole, also for the empty set
  * n_q      any; the caller passes the G heads of one KV group for decode, G heads times several rows for a prompt
@@ -71,6 +84,9 @@ typedef struct kern_attend_args {
     size_t dim;
     const kern_span *spans;
     size_t n_spans;
+    const kern_span *ahead;
+    size_t n_ahead;
+    const kern_tuning *tuning;
     const uint32_t *n_valid;
     bool f32; /* rows of floats */
     float *o;
@@ -85,8 +101,31 @@ size_t kern_attend_scratch(size_t n_q, size_t dim); /* the same for every ISA */
  * DESIGN 5. */
 typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size_t dim);
 
+/* ---- products of packed weights and integer activations (pack.h has the formats, and the order of sums) --------------------------------
+ *
+ * The same bits in every ISA that has the kernels, and for a row the same bits whatever n_rows is. */
+
+/* Turns a row of n_cols (a multiple of 32) floats into integers: block b as one pack_x at out + b * step bytes.  fine: of 16 bits. */
+typedef void kern_pack_x_fn(const float *x, size_t n_cols, bool fine, void *out, size_t step);
+
+/* One panel times n_rows rows of activations, n_rows 1, 2, 4 or 8: y[r * y_stride + j] for j < n_out <= 16.  The activations of block b and row r are entry
+ * number b * n_rows + r of x.  panel is 64-byte aligned.  Memory-bound for few rows, compute-bound for many; prefetches beyond the panel,
+ * which reads nothing. */
+typedef struct kern_pack_args {
+    const void *panel;
+    size_t n_cols;
+    const void *x;
+    size_t n_rows;
+    bool fine; /* as the activations were made */
+    const kern_tuning *tuning; /* NULL: KERN_TUNING_DEFAULT; of it, the hint serves for fewer than 8 rows */
+    float *y;
+    size_t y_stride;
+    size_t n_out;
+} kern_pack_args;
+typedef void kern_pack_dot_fn(const kern_pack_args *a);
+
 typedef struct kern_table {
-    const char *isa; /* ref, scalar, avx2, avx512 */
+    const char *isa; /* ref, scalar, avx2, avx512, neon */
     kern_dequant_fn *dequant[QUANT_TYPES]; /* NULL where the type is unknown */
     kern_gemm_fn *gemm;
     kern_rms_norm_fn *rms_norm;
@@ -95,10 +134,12 @@ typedef struct kern_table {
     kern_to_f16_fn *to_f16;
     kern_attend_fn *attend;
     kern_merge_fn *merge;
+    kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
+    kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */
 } kern_table;
 
-/* The table of one ISA ("ref", "scalar", "avx2", "avx512"), or NULL when the name is unknown or the processor lacks it: for tests, which run
- * every one that is there. */
+/* The table of one ISA ("ref", "scalar", "avx2", "avx512", "neon"), or NULL when the name is unknown or this processor or build lacks it: for
+ * tests, which run every one that is there. */
 const kern_table *kern_get(const char *isa);
 /* The table to use: SPILLWAY_ISA if set (a name that is unknown or not there is SPW_E_ARG and lists the choices), else the strongest. */
 spw_status kern_select(const kern_table **out, spw_err *err);
@@ -110,12 +151,20 @@ void kern_fill_ref_attend(kern_table *t);
 void kern_fill_scalar_quant(kern_table *t);
 void kern_fill_scalar_math(kern_table *t);
 void kern_fill_scalar_attend(kern_table *t);
+void kern_fill_scalar_pack(kern_table *t);
 void kern_fill_avx2_quant(kern_table *t);
 void kern_fill_avx2_math(kern_table *t);
 void kern_fill_avx2_attend(kern_table *t);
+void kern_fill_avx2_pack(kern_table *t);
 void kern_fill_avx512_quant(kern_table *t);
 void kern_fill_avx512_math(kern_table *t);
 void kern_fill_avx512_attend(kern_table *t);
+void kern_fill_avx512vnni_pack(kern_table *t);
+void kern_fill_neon_quant(kern_table *t);
+void kern_fill_neon_math(kern_table *t);
+void kern_fill_neon_attend(kern_table *t);
+void kern_fill_neon_pack(kern_table *t);
+void kern_fill_neondot_pack(kern_table *t);
 
 /* Scalar conversions, exact. */
 float kern_f16_to_f32(kern_f16 h);

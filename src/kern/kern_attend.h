@@ -40,51 +40,60 @@ static inline kern_attend_work kern_attend_begin(const kern_attend_args *a)
 }
 
 /* Up to KERN_TILE positions: the first one's number in the joined spans, how many, and where each row is.  Entries from n on repeat the last row,
- * so that a register tile may run past n without reading what is not there.  The empty tile after the last one names the addresses that follow in
- * memory, never to be read but worth asking for: the caller's next call most likely goes on there. */
+ * so that a register tile may run past n without reading what is not there.  next: for each position an address worth asking for now. */
 typedef struct kern_tile {
     uint32_t base, n;
-    const unsigned char *rows[KERN_TILE];
+    const unsigned char *const *rows, *const *next;
 } kern_tile;
 
+/* Where every row of a call is, and where those that follow it are: single positions, blocks and whole spans are the same from here on. */
 typedef struct kern_walk {
-    const kern_attend_args *a;
     size_t row_bytes;
-    size_t span;     /* current span */
-    uint32_t at;     /* next position in it */
-    uint32_t base;   /* next position in all */
-    uint32_t limit;  /* positions that some query sees; none beyond is read */
-    uintptr_t end;   /* address after the last row handed out */
+    uint32_t base;  /* next position */
+    uint32_t limit; /* positions that some query sees; none beyond is read */
+    uint32_t ahead; /* positions from a row to the one that is asked for with it */
+    const unsigned char *rows[KERN_SPAN + KERN_AHEAD + KERN_LANES]; /* the last ones: a register tile may ask beyond its rows */
+    const unsigned char *last[KERN_TILE]; /* rows of a tile that is not full */
 } kern_walk;
+
+/* Writes the addresses of the spans' rows to rows[n..end) as far as there are any; returns how many entries are then filled. */
+static inline uint32_t kern_walk_list(const kern_span *spans, size_t n_spans, size_t row_bytes, const unsigned char **rows, uint32_t n, uint32_t end)
+{
+    for (size_t i = 0; i < n_spans && n < end; i++) {
+        const unsigned char *row = spans[i].rows;
+        uint32_t take = spans[i].n < end - n ? spans[i].n : end - n;
+        for (uint32_t k = 0; k < take; k++) rows[n + k] = row + k * row_bytes;
+        n += take;
+    }
+    return n;
+}
 
 static inline kern_walk kern_walk_begin(const kern_attend_args *a)
 {
-    uint32_t n = 0, seen = 0;
-    for (size_t i = 0; i < a->n_spans; i++) n += a->spans[i].n;
+    kern_walk w;
+    const kern_tuning tuning = a->tuning ? *a->tuning : KERN_TUNING_DEFAULT;
+    size_t row_bytes = (a->f32 ? 8 : 4) * a->dim;
+    uint32_t n = kern_walk_list(a->spans, a->n_spans, row_bytes, w.rows, 0, KERN_SPAN), seen = 0;
+    w.ahead = tuning.ahead < KERN_AHEAD ? tuning.ahead : KERN_AHEAD;
+    w.row_bytes = row_bytes;
+    uint32_t end = n + w.ahead, listed = kern_walk_list(a->ahead, a->n_ahead, row_bytes, w.rows, n, end);
+    for (; listed < end + KERN_LANES; listed++) w.rows[listed] = listed ? w.rows[listed - 1] : NULL;
     for (size_t i = 0; i < a->n_q && a->n_valid; i++) seen = a->n_valid[i] > seen ? a->n_valid[i] : seen;
     if (a->n_valid && seen < n) n = seen;
-    return (kern_walk){.a = a, .row_bytes = (a->f32 ? 8 : 4) * a->dim, .limit = a->n_q ? n : 0};
+    w.base = 0;
+    w.limit = a->n_q ? n : 0;
+    return w;
 }
 
 /* The next tile; n is 0 after the last. */
 static inline void kern_walk_next(kern_walk *w, kern_tile *t)
 {
-    uint32_t left = w->limit - w->base, want = left < KERN_TILE ? left : KERN_TILE, n = 0;
-    size_t row_bytes = w->row_bytes;
-    t->base = w->base;
-    t->n = want;
-    while (n < want) {
-        const kern_span *sp = &w->a->spans[w->span];
-        uint32_t take = sp->n - w->at < want - n ? sp->n - w->at : want - n;
-        const unsigned char *row = (const unsigned char *)sp->rows + w->at * row_bytes;
-        for (uint32_t i = 0; i < take; i++) t->rows[n + i] = row + i * row_bytes;
-        n += take;
-        w->at += take;
-        if (w->at == sp->n) w->span++, w->at = 0;
-    }
-    if (n) w->end = (uintptr_t)t->rows[n - 1] + row_bytes;
-    for (uint32_t i = n; i < KERN_TILE; i++) t->rows[i] = n ? t->rows[n - 1] : (const unsigned char *)(w->end + i * row_bytes);
-    w->base += want;
+    uint32_t left = w->limit - w->base, n = left < KERN_TILE ? left : KERN_TILE;
+    *t = (kern_tile){.base = w->base, .n = n, .rows = w->rows + w->base, .next = w->rows + w->base + w->ahead};
+    w->base += n;
+    if (n == 0 || n == KERN_TILE) return;
+    for (uint32_t i = 0; i < KERN_TILE; i++) w->last[i] = t->rows[i < n ? i : n - 1];
+    t->rows = w->last;
 }
 
 /* Positions of the tile that query i sees. */

@@ -1,6 +1,6 @@
 /* kern_avx512_attend.c - attention over tiles of K and V rows, and the merge of partials, for AVX-512.
  *
- * Few queries (decode) read the half rows straight, converting as they load, and ask for the rows of the next tile; many (a prompt) first
+ * Few queries (decode) read the half rows straight, converting as they load, and ask for rows ahead as the tuning says; many (a prompt) first
  * convert the tile to floats once.  Conversion is exact and all else is the same code, so both give the same bits. */
 #include "kern_attend.h"
 #include "kern_avx512.h"
@@ -8,9 +8,13 @@
 #include <float.h>
 #include <string.h>
 
-/* Into L2, one tile ahead: measured on Zen 4 at twice the rate of a prefetch into L1; two tiles ahead gained nothing. */
-#define PREFETCH_HINT _MM_HINT_T1
-enum { FEW = 16 }; /* queries up to which converting on every load is cheaper than a converted tile */
+enum {
+    FEW = 16,  /* queries up to which converting on every load is cheaper than a converted tile */
+    LINE = 64, /* bytes of a cache line */
+};
+
+/* What a row holds, and the hint that it is asked for with: a hint is part of the instruction, so each has code of its own. */
+typedef enum row_form { ROWS_F32, ROWS_F16_T0, ROWS_F16_T1 } row_form;
 
 /* One tile for one call. */
 typedef struct tile_step {
@@ -18,42 +22,76 @@ typedef struct tile_step {
     const kern_attend_work *w;
     const kern_tile *t;
     const unsigned char *const *rows; /* K row then V row of each position: halves in the store, or floats in the scratch */
-    const unsigned char *const *next; /* the next tile's rows to ask for, or NULL */
+    const unsigned char *const *next; /* the row to ask for next, or NULL */
+    const unsigned char *const *last; /* the last one to ask for in this tile */
+    size_t row_bytes, asked;          /* bytes of the row at *next that have been asked for */
 } tile_step;
 
 /* Sixteen elements from element i of a row. */
-KERN_INLINE __m512 load_row(const unsigned char *row, size_t i, const bool half)
+KERN_INLINE __m512 load_row(const unsigned char *row, size_t i, const row_form form)
 {
-    return half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))) : _mm512_loadu_ps((const void *)(row + 4 * i));
+    return form != ROWS_F32 ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))) : _mm512_loadu_ps((const void *)(row + 4 * i));
 }
 
-KERN_INLINE void prefetch_rows(const unsigned char *const *rows, const int n, size_t from, size_t bytes)
+/* Asks for the next n lines, in the order of memory and in step with what the arithmetic uses: a processor drops what is asked for when too much is on its way,
+ * and its own prefetcher goes along with an order that it knows. */
+KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
 {
-    KERN_UNROLL for (int i = 0; i < n; i++)
-        for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const void *)(rows[i] + from + b), PREFETCH_HINT);
+    if (form == ROWS_F32 || !st->next) return;
+    KERN_UNROLL for (int i = 0; i < n; i++) {
+        const void *p = *st->next + st->asked;
+        if (form == ROWS_F16_T0) _mm_prefetch(p, _MM_HINT_T0);
+        else _mm_prefetch(p, _MM_HINT_T1);
+        st->asked += LINE;
+        if (st->asked < st->row_bytes) continue;
+        st->asked = 0;
+        if (st->next < st->last) st->next++;
+    }
+}
+
+/* Lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: one slice of all rows after the other, so that slices of queries stay in registers. */
+KERN_INLINE void dots_by_element(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t, const row_form form)
+{
+    const size_t dim = st->a->dim, stride = st->a->q_stride;
+    for (size_t d = 0; d < dim; d += KERN_LANES) {
+        __m512 qv[KERN_GROUP];
+        ask_lines(st, n_t / 2, form);
+        KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
+        KERN_UNROLL for (int i = 0; i < n_t; i++) {
+            __m512 k = load_row(rows[i], d, form);
+            KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(qv[g], k, acc[g * n_t + i]);
+        }
+    }
+}
+
+/* The same sums row by row: with one or two queries memory is the limit, and it is fastest read in its own order.  So the values of a row are asked for
+ * as well, again, in case they were dropped.  Scores take longer than values here, so they ask for more lines than they use (one query: three of four). */
+KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t, const row_form form)
+{
+    const size_t dim = st->a->dim, stride = st->a->q_stride;
+    KERN_UNROLL for (int i = 0; i < n_t; i++) {
+        for (size_t d = 0; d < dim; d += KERN_LANES) {
+            if (2 * d % LINE == 0) ask_lines(st, n_q == 1 && 2 * d % (2 * LINE) == 0 ? 2 : 1, form);
+            if (2 * d % LINE == 0 && form != ROWS_F32 && st->next) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
+            __m512 k = load_row(rows[i], d, form);
+            KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(_mm512_loadu_ps(q + (size_t)g * stride + d), k, acc[g * n_t + i]);
+        }
+    }
 }
 
 /* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats
  * becomes its largest (of either sign), so that differences of scores are numbers. */
-KERN_INLINE void score_group(const tile_step *st, size_t q0, uint32_t n, const int n_q, const bool half)
+KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form)
 {
     const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
-    const size_t dim = st->a->dim, stride = st->a->q_stride;
-    const float *q = st->a->q + q0 * stride;
+    const float *q = st->a->q + q0 * st->a->q_stride;
     for (uint32_t t = 0; t < n; t += (uint32_t)n_t) {
         const unsigned char *const *rows = st->rows + t;
         __m512 acc[KERN_LANES];
         float sum[KERN_LANES];
         KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
-        if (st->next) prefetch_rows(st->next + t, n_t, 0, 2 * dim);
-        for (size_t d = 0; d < dim; d += KERN_LANES) {
-            __m512 qv[KERN_GROUP];
-            KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
-            KERN_UNROLL for (int i = 0; i < n_t; i++) {
-                __m512 k = load_row(rows[i], d, half);
-                KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(qv[g], k, acc[g * n_t + i]);
-            }
-        }
+        if (n_q <= 2) dots_by_row(st, q, rows, acc, n_q, n_t, form);
+        else dots_by_element(st, q, rows, acc, n_q, n_t, form);
         __m512 s = _mm512_max_ps(avx512_fold16(acc), _mm512_set1_ps(-FLT_MAX));
         _mm512_storeu_ps(sum, _mm512_min_ps(s, _mm512_set1_ps(FLT_MAX)));
         KERN_UNROLL for (int g = 0; g < n_q; g++) memcpy(st->w->s + g * KERN_TILE + t, sum + g * n_t, (size_t)n_t * sizeof(float));
@@ -86,17 +124,17 @@ static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t 
 }
 
 /* o += p V for n_q queries and n_v vectors of elements from d on, positions [from, to). */
-KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
-                             const bool half)
+KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
+                             const row_form form)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
-    __m512 acc[KERN_GROUP][4];
+    __m512 acc[KERN_GROUP][8];
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_loadu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES);
     for (uint32_t t = from; t < to; t++) {
-        __m512 x[4];
-        if (st->next) prefetch_rows(st->next + t, 1, 2 * dim + 2 * d, 2 * KERN_LANES * (size_t)n_v);
-        KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = load_row(st->rows[t], dim + d + (size_t)v * KERN_LANES, half);
+        __m512 x[8];
+        ask_lines(st, n_q == 1 ? n_v / 4 : (n_v + 1) / 2, form); /* dots_by_row has asked for more than its part */
+        KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = load_row(st->rows[t], dim + d + (size_t)v * KERN_LANES, form);
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
             __m512 pg = _mm512_set1_ps(p[g * KERN_TILE + (int)t]);
             KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_fmadd_ps(pg, x[v], acc[g][v]);
@@ -106,16 +144,17 @@ KERN_INLINE void value_block(const tile_step *st, const float *p, float *o, size
         KERN_UNROLL for (int v = 0; v < n_v; v++) _mm512_storeu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES, acc[g][v]);
 }
 
-KERN_INLINE void value_group(const tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const bool half)
+KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const row_form form)
 {
     size_t d = 0, dim = st->a->dim;
-    for (; d + 4 * KERN_LANES <= dim; d += 4 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 4, half);
-    for (; d + 2 * KERN_LANES <= dim; d += 2 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 2, half);
-    if (d < dim) value_block(st, p, o, d, from, to, n_q, 1, half);
+    for (; d + 8 * KERN_LANES <= dim && n_q == 1; d += 8 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 8, form);
+    for (; d + 4 * KERN_LANES <= dim; d += 4 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 4, form);
+    for (; d + 2 * KERN_LANES <= dim; d += 2 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 2, form);
+    if (d < dim) value_block(st, p, o, d, from, to, n_q, 1, form);
 }
 
 /* The tile's part of n_q <= KERN_GROUP queries from q0 on: what all of them see together, then each one's rest. */
-KERN_INLINE void attend_group(const tile_step *st, size_t q0, const int n_q, const bool half)
+KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form)
 {
     uint32_t n[KERN_GROUP], least = KERN_TILE, most = 0;
     float *s = st->w->s, *o = st->a->o + q0 * st->a->o_stride;
@@ -124,35 +163,40 @@ KERN_INLINE void attend_group(const tile_step *st, size_t q0, const int n_q, con
         least = n[g] < least ? n[g] : least;
         most = n[g] > most ? n[g] : most;
     }
-    score_group(st, q0, most, n_q, half);
+    score_group(st, q0, most, n_q, form);
     for (int g = 0; g < n_q; g++)
         if (n[g]) soften(st->a, st->w, q0 + (size_t)g, s + g * KERN_TILE, n[g]);
-    if (least) value_group(st, s, o, 0, least, n_q, half);
+    if (least) value_group(st, s, o, 0, least, n_q, form);
     for (int g = 0; g < n_q; g++)
-        if (n[g] > least) value_group(st, s + g * KERN_TILE, o + (size_t)g * st->a->o_stride, least, n[g], 1, half);
+        if (n[g] > least) value_group(st, s + g * KERN_TILE, o + (size_t)g * st->a->o_stride, least, n[g], 1, form);
 }
 
-KERN_INLINE void attend_queries(tile_step st, const bool half)
+KERN_INLINE void attend_queries(tile_step st, const row_form form)
 {
     size_t q = 0;
     for (; q + KERN_GROUP <= st.a->n_q; q += KERN_GROUP) {
-        attend_group(&st, q, KERN_GROUP, half);
+        attend_group(&st, q, KERN_GROUP, form);
         st.next = NULL; /* one group asks for all */
     }
     size_t rest = st.a->n_q - q;
-    if (rest == 3) attend_group(&st, q, 3, half);
-    if (rest == 2) attend_group(&st, q, 2, half);
-    if (rest == 1) attend_group(&st, q, 1, half);
+    if (rest == 3) attend_group(&st, q, 3, form);
+    if (rest == 2) attend_group(&st, q, 2, form);
+    if (rest == 1) attend_group(&st, q, 1, form);
 }
 
-static void attend_from_halves(const tile_step *st)
+static void attend_halves_t0(tile_step *st)
 {
-    attend_queries(*st, true);
+    attend_queries(*st, ROWS_F16_T0);
 }
 
-static void attend_from_floats(const tile_step *st)
+static void attend_halves_t1(tile_step *st)
 {
-    attend_queries(*st, false);
+    attend_queries(*st, ROWS_F16_T1);
+}
+
+static void attend_floats(tile_step *st)
+{
+    attend_queries(*st, ROWS_F32);
 }
 
 /* The tile's rows as floats; rows[] says where. */
@@ -161,7 +205,7 @@ static void convert_tile(const kern_attend_args *a, const kern_tile *t, float *t
     for (uint32_t i = 0; i < KERN_TILE; i++) {
         uint32_t from = i < t->n ? i : t->n - 1;
         rows[i] = (const unsigned char *)(tile + from * 2 * a->dim);
-        for (size_t d = 0; d < 2 * a->dim && i < t->n; d += KERN_LANES) _mm512_storeu_ps(tile + i * 2 * a->dim + d, load_row(t->rows[i], d, true));
+        for (size_t d = 0; d < 2 * a->dim && i < t->n; d += KERN_LANES) _mm512_storeu_ps(tile + i * 2 * a->dim + d, load_row(t->rows[i], d, ROWS_F16_T1));
     }
 }
 
@@ -179,24 +223,22 @@ static void finish(const kern_attend_args *a, const kern_attend_work *w)
 static void attend(const kern_attend_args *a)
 {
     kern_attend_work w = kern_attend_begin(a);
+    kern_hint hint = a->tuning ? a->tuning->hint : KERN_TUNING_DEFAULT.hint;
     kern_walk walk = kern_walk_begin(a);
-    kern_tile tiles[2];
+    kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
-    kern_walk_next(&walk, &tiles[0]);
-    for (int now = 0; tiles[now].n; now ^= 1) {
-        const kern_tile *t = &tiles[now];
-        kern_walk_next(&walk, &tiles[now ^ 1]);
-        tile_step st = {.a = a, .w = &w, .t = t, .rows = t->rows, .next = tiles[now ^ 1].rows};
+    for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
+        tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
         if (a->f32) {
-            st.next = NULL;
-            attend_from_floats(&st);
+            attend_floats(&st);
         } else if (a->n_q <= FEW) {
-            attend_from_halves(&st);
+            st.next = hint == KERN_HINT_NONE ? NULL : t.next;
+            if (hint == KERN_HINT_T0) attend_halves_t0(&st);
+            else attend_halves_t1(&st);
         } else {
-            convert_tile(a, t, w.tile, float_rows);
+            convert_tile(a, &t, w.tile, float_rows);
             st.rows = float_rows;
-            st.next = NULL;
-            attend_from_floats(&st);
+            attend_floats(&st);
         }
     }
     finish(a, &w);

@@ -24,6 +24,7 @@ struct exec {
     spw_pool *pool;
     uint32_t dim;
     bool f32; /* the store holds floats */
+    kern_tuning tuning;
     exec_scratch *scratch; /* one per worker */
     float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
     float *lse;
@@ -47,8 +48,14 @@ spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const
     x->pool = pool;
     x->dim = kv_dim(store);
     x->f32 = kv_store_type(store) == KV_F32;
+    x->tuning = KERN_TUNING_DEFAULT;
     *out = x;
     return SPW_OK;
+}
+
+void exec_set_tuning(exec *x, kern_tuning tuning)
+{
+    x->tuning = tuning;
 }
 
 void exec_free(exec *x)
@@ -206,22 +213,31 @@ static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
     for (uint32_t i = 0; i < it->n; i++) store_out(x, o_at(x, row0 + i, it->head), s->total + (size_t)i * group * x->dim);
 }
 
-static void run_decode(exec *x, const plan_item *it, exec_scratch *s)
+static size_t decode_spans(const exec *x, const plan_item *it, uint32_t n, kern_span spans[KV_MAX_SPANS])
+{
+    return kv_spans(x->rows[it->rows].seq, x->layer->layer, it->head, it->first_pos, n, spans);
+}
+
+/* next: the item that this worker will most likely take after this one, or NULL. */
+static void run_decode(exec *x, const plan_item *it, const plan_item *next, exec_scratch *s)
 {
     const plan_rows *r = &x->rows[it->rows];
     size_t group = x->layer->group, at = it->partial * group;
-    kern_span spans[KV_MAX_SPANS];
-    size_t n_spans = kv_spans(r->seq, x->layer->layer, it->head, it->first_pos, it->n, spans);
+    kern_span spans[KV_MAX_SPANS], ahead[KV_MAX_SPANS];
+    size_t n_spans = decode_spans(x, it, it->n, spans), n_ahead = 0;
+    if (next && next->kind == PLAN_DECODE) n_ahead = decode_spans(x, next, next->n < KERN_AHEAD ? next->n : (uint32_t)KERN_AHEAD, ahead);
     x->kern->attend(&(kern_attend_args){.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans,
-                                        .n_spans = n_spans, .f32 = x->f32, .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
+                                        .n_spans = n_spans, .ahead = ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32,
+                                        .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
 }
 
 static void run_item(void *ctx, size_t item, int worker)
 {
     exec *x = ctx;
     const plan_item *it = &x->plan->items[item];
+    size_t next = item + (size_t)pool_n_threads(x->pool); /* workers take turns, about */
     if (it->kind == PLAN_PROMPT) run_prompt(x, it, &x->scratch[worker]);
-    else run_decode(x, it, &x->scratch[worker]);
+    else run_decode(x, it, next < x->plan->n_items ? &x->plan->items[next] : NULL, &x->scratch[worker]);
 }
 
 /* Folds the partials of one (row, head) in ascending order. */

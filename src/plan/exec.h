@@ -19,6 +19,8 @@ typedef struct exec_layer {
 /* Keeps kern and pool; all rows are those of sequences of store. */
 spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const kv_store *store, spw_err *err);
 void exec_free(exec *x);
+/* How decode attention asks for rows ahead; without a call KERN_TUNING_DEFAULT.  No effect on results. */
+void exec_set_tuning(exec *x, kern_tuning tuning);
 /* Writes K and V of all rows to their positions, which have been reserved. */
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l);
 /* Attention of every row; the rows' own K and V have been appended. */

@@ -1,0 +1,69 @@
+/* spillway_bench.h - measurements: what this machine can do, and how near to it the kernels come.
+ *
+ * Rates are in GB/s or 1e9 operations per second.  A share is of a roof that was measured in the same milliseconds, with the same
+ * threads: on a shared machine only shares can be compared from one run to the next. */
+#ifndef SPILLWAY_BENCH_H
+#define SPILLWAY_BENCH_H
+
+#include "spillway.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The roofline of this machine, and the choices that were made from it. */
+typedef struct spw_machine {
+    char model[64];        /* the processor's name */
+    char host[64];
+    char isa[16];          /* kernels that run */
+    int threads;           /* with which the rates "all" were measured */
+    double read_one, read_all; /* sequential reading, GB/s */
+    double l2_read;        /* one thread, GB/s */
+    double f32_peak;       /* one thread */
+    double int8_peak;      /* 0: no such units */
+    double bf16_peak;      /* 0: no such units */
+    char hint[8];          /* decode attention asks for rows ahead: "T0" (into L1), "T1" (into L2) or "none" */
+    uint32_t ahead;        /* so many positions ahead */
+    uint32_t tile;         /* positions per tile of attention */
+    char arithmetic[8];    /* of attention: "f32" */
+    bool cached;           /* read from the cache file, not measured now */
+} spw_machine;
+
+/* n_threads 0: all cores.  Measures in some tens of milliseconds what the cache file does not know (SPILLWAY_CACHE=off: never read or written). */
+spw_status spw_bench_machine(spw_machine *out, int n_threads, spw_err *err);
+
+typedef struct spw_bench_record {
+    const char *kernel; /* attn_decode, attn_prefill, attn_peaked, matvec, matmul, fork_join */
+    const char *type;   /* f16, or the weight type */
+    uint32_t g, head_dim; /* query heads per KV head; 0 where there are none */
+    uint32_t block;     /* positions per block; 0: dense, 1: single positions */
+    int threads;
+    bool is_ops;        /* rate counts operations, not bytes */
+    double rate;
+    /* Each 0 where it does not apply. */
+    double raw_gbps;    /* merely reading the same addresses in the same order */
+    double l2_gbps;     /* the kernel with its data in L2 */
+    double l2_peak;     /* the share of the arithmetic peak that l2_gbps is */
+    double roof;        /* in the unit of rate */
+    double share;       /* of the roof */
+    double us;          /* fork_join: microseconds */
+    int n_clean, n_samples; /* samples that counted, of all taken; few of many: a busy machine */
+} spw_bench_record;
+
+/* Called for each record as soon as it is measured; false ends the run. */
+typedef bool spw_bench_fn(void *ctx, const spw_bench_record *r);
+
+typedef struct spw_bench_params {
+    int n_threads;   /* everything is measured with one thread, and with these; 0: all cores */
+    int n_samples;   /* clean samples per record; default 7 */
+    uint64_t bytes;  /* of memory to read from, at least 64 MiB; default 1.5 GiB.  Results mean something only when it is many times the caches */
+} spw_bench_params;
+spw_bench_params spw_bench_default_params(void);
+
+/* Measures every kernel; some two minutes. */
+spw_status spw_bench_kernels(const spw_bench_params *params, spw_bench_fn *report, void *ctx, spw_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

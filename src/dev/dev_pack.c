@@ -1,0 +1,239 @@
+/* dev_pack.c - repacks weights once and multiplies with them (dev_pack.h).
+ *
+ * Activations of n_rows rows are held in groups of 8, 4, 2 and 1 rows, whole eights first, so that a row's place depends on n_rows; its
+ * integers do not, nor does what a kernel makes of them. */
+#include "dev_pack.h"
+
+#include <sys/mman.h>
+#include <time.h>
+
+#include "mem.h"
+#include "pack.h"
+
+#define HUGE_BYTES ((size_t)2 << 20)
+#define AREA_BYTES ((size_t)64 << 20) /* of an area, unless a weight needs more */
+
+enum {
+    X_BLOCK_BYTES = 256 << 10, /* activations of an item with many rows: they stay in L2 while its panels go by */
+    MIN_ITEM_BYTES = 8 << 10,  /* of panels in an item: small products are shared evenly, large ones cost few claims */
+    MAX_ITEM_BYTES = 64 << 10,
+    ITEMS_WANTED = 32,         /* of a product, between these */
+    GROUP = 8,                 /* rows of a group at most */
+    INLINE_X = 1 << 14,        /* activations that are not worth a fork */
+};
+
+typedef struct area {
+    uint8_t *base;
+    size_t bytes, used;
+} area;
+
+struct dev_pack {
+    const kern_table *kern;
+    spw_pool *pool;
+    area *areas;
+    size_t n_areas;
+    uint8_t *x; /* activations as pack_x, room for x_cols columns */
+    size_t x_cols;
+    size_t x_bytes; /* of one pack_x, by its kind */
+    dev_repacked stats;
+};
+
+spw_status dev_pack_create(dev_pack **out, const kern_table *kern, spw_pool *pool, spw_err *err)
+{
+    dev_pack *p = mem_zalloc(sizeof *p);
+    if (!p) return spw_fail(err, SPW_E_NOMEM, "host device: out of memory");
+    p->kern = kern;
+    p->pool = pool;
+    *out = p;
+    return SPW_OK;
+}
+
+void dev_pack_free(dev_pack *p)
+{
+    if (!p) return;
+    for (size_t i = 0; i < p->n_areas; i++) mem_unreserve(p->areas[i].base, p->areas[i].bytes);
+    mem_free(p->areas);
+    mem_free(p->x);
+    mem_free(p);
+}
+
+dev_repacked dev_pack_stats(const dev_pack *p)
+{
+    return p->stats;
+}
+
+/* ------------------------------------------------------------------------------------------- repacking ---- */
+
+/* Room for bytes (a multiple of 64) in the last area, or in a new one; NULL when there is none. */
+static uint8_t *take_room(dev_pack *p, size_t bytes)
+{
+    area *last = p->n_areas ? &p->areas[p->n_areas - 1] : NULL;
+    if (!last || bytes > last->bytes - last->used) {
+        size_t whole;
+        if (!add_size(bytes, HUGE_BYTES - 1, &whole)) return NULL;
+        whole = whole / HUGE_BYTES * HUGE_BYTES;
+        if (whole < AREA_BYTES) whole = AREA_BYTES;
+        area *areas = mem_realloc(p->areas, p->n_areas * sizeof *areas, (p->n_areas + 1) * sizeof *areas);
+        if (!areas) return NULL;
+        p->areas = areas;
+        last = &areas[p->n_areas];
+        *last = (area){.base = mem_reserve(whole), .bytes = whole};
+        if (!last->base) return NULL;
+        madvise(last->base, whole, MADV_HUGEPAGE);
+        p->n_areas++;
+    }
+    uint8_t *room = last->base + last->used;
+    last->used += bytes;
+    return room;
+}
+
+/* Room for the activations of DEV_PACK_ROWS rows. */
+static bool grow_x(dev_pack *p, size_t cols)
+{
+    size_t bytes;
+    if (cols <= p->x_cols) return true;
+    if (!mul_size(cols / PACK_COLS, DEV_PACK_ROWS * sizeof(pack_x), &bytes)) return false;
+    uint8_t *x = mem_alloc(bytes);
+    if (!x) return false;
+    mem_free(p->x);
+    p->x = x;
+    p->x_cols = cols;
+    return true;
+}
+
+typedef struct repack_job {
+    const dev_weight_desc *desc;
+    const dev_panels *w;
+    uint8_t *panels;
+    size_t row_bytes;
+} repack_job;
+
+static void repack_item(void *ctx, size_t item, int worker)
+{
+    const repack_job *j = ctx;
+    size_t row = item * PACK_ROWS, n = j->w->rows - row < PACK_ROWS ? j->w->rows - row : PACK_ROWS;
+    pack_panel(j->w->type, (const uint8_t *)j->desc->data + row * j->row_bytes, j->row_bytes, n, j->w->cols, j->panels + item * j->w->panel_bytes);
+    (void)worker;
+}
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The pages of the file that a weight fills whole: until they are touched again their memory is better used. */
+static void drop_mapped(const dev_weight_desc *desc, uint64_t bytes)
+{
+    const uintptr_t page = 4096;
+    uintptr_t from = ((uintptr_t)desc->data + page - 1) / page * page, to = ((uintptr_t)desc->data + bytes) / page * page;
+    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *out, spw_err *err)
+{
+    size_t panel_bytes = pack_panel_bytes(desc->type, desc->cols), n_panels = (desc->rows + PACK_ROWS - 1) / PACK_ROWS, bytes;
+    uint64_t row_bytes;
+    if (!panel_bytes || !p->kern->pack_dot[desc->type] || !quant_bytes(desc->type, desc->cols, &row_bytes)) return SPW_OK;
+    double start = seconds_now();
+    uint8_t *panels = mul_size(panel_bytes, n_panels, &bytes) && grow_x(p, desc->cols) ? take_room(p, bytes) : NULL;
+    if (!panels) {
+        return spw_fail(err, SPW_E_NOMEM, "tensor %s: out of memory for repacking %llu rows of %llu bytes", desc->name, (unsigned long long)desc->rows,
+                        (unsigned long long)row_bytes);
+    }
+    *out = (dev_panels){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .panel_bytes = panel_bytes, .panels = panels};
+    pool_run(p->pool, n_panels, repack_item, &(repack_job){desc, out, panels, row_bytes});
+    if (desc->mapped) drop_mapped(desc, row_bytes * desc->rows);
+    p->stats.bytes += bytes;
+    p->stats.seconds += seconds_now() - start;
+    return SPW_OK;
+}
+
+/* -------------------------------------------------------------------------------------------- products ---- */
+
+/* Rows of the group that starts at row. */
+static size_t group_rows(size_t row, size_t n_rows)
+{
+    size_t left = n_rows - row;
+    return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+typedef struct x_job {
+    const dev_pack *p;
+    const float *x;
+    size_t n_rows, cols;
+} x_job;
+
+/* Eight rows, or what is left. */
+static void x_item(void *ctx, size_t item, int worker)
+{
+    const x_job *j = ctx;
+    size_t row = item * GROUP, end = row + GROUP < j->n_rows ? row + GROUP : j->n_rows, bytes = j->p->x_bytes;
+    while (row < end) {
+        size_t n = group_rows(row, j->n_rows);
+        uint8_t *to = j->p->x + row * (j->cols / PACK_COLS) * bytes;
+        for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, bytes == PACK_X_FINE, to + r * bytes, n * bytes);
+        row += n;
+    }
+    (void)worker;
+}
+
+void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, bool coarse)
+{
+    p->x_bytes = coarse ? PACK_X_COARSE : PACK_X_FINE;
+    x_job j = {p, x, n_rows, cols};
+    size_t n_items = (n_rows + GROUP - 1) / GROUP;
+    if (n_items > 1 && n_rows * cols > INLINE_X) {
+        pool_run(p->pool, n_items, x_item, &j);
+        return;
+    }
+    for (size_t i = 0; i < n_items; i++) x_item(&j, i, 0);
+}
+
+/* How a product is cut: panels and rows of an item. */
+typedef struct cut {
+    size_t n_panels, panels, rows, n_row_blocks;
+} cut;
+
+static cut cut_of(const dev_panels *w, size_t n_rows)
+{
+    cut c = {.n_panels = (w->rows + PACK_ROWS - 1) / PACK_ROWS};
+    size_t bytes = c.n_panels * w->panel_bytes / ITEMS_WANTED;
+    if (bytes < MIN_ITEM_BYTES) bytes = MIN_ITEM_BYTES;
+    if (bytes > MAX_ITEM_BYTES) bytes = MAX_ITEM_BYTES;
+    c.panels = bytes > w->panel_bytes ? bytes / w->panel_bytes : 1;
+    c.rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * PACK_X_FINE) / GROUP * GROUP;
+    if (c.rows < 2 * GROUP) c.rows = 2 * GROUP;
+    if (c.rows > 8 * GROUP) c.rows = 8 * GROUP;
+    c.n_row_blocks = (n_rows + c.rows - 1) / c.rows;
+    return c;
+}
+
+size_t dev_pack_n_items(const dev_panels *w, size_t n_rows)
+{
+    cut c = cut_of(w, n_rows);
+    return (c.n_panels + c.panels - 1) / c.panels * c.n_row_blocks;
+}
+
+void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out)
+{
+    cut c = cut_of(w, n_rows);
+    size_t panel = item / c.n_row_blocks * c.panels, last = panel + c.panels < c.n_panels ? panel + c.panels : c.n_panels;
+    size_t first_row = item % c.n_row_blocks * c.rows, end = first_row + c.rows < n_rows ? first_row + c.rows : n_rows;
+    kern_pack_args a = {.n_cols = w->cols, .fine = p->x_bytes == PACK_X_FINE, .y_stride = w->rows};
+    for (; panel < last; panel++) {
+        size_t j0 = panel * PACK_ROWS;
+        a.panel = w->panels + panel * w->panel_bytes;
+        a.n_out = w->rows - j0 < PACK_ROWS ? w->rows - j0 : PACK_ROWS;
+        for (size_t row = first_row; row < end; row += a.n_rows) {
+            a.n_rows = group_rows(row, n_rows);
+            a.x = p->x + row * (w->cols / PACK_COLS) * p->x_bytes;
+            a.y = out + row * w->rows + j0;
+            p->kern->pack_dot[w->type](&a);
+            if (!bias) continue;
+            for (size_t r = 0; r < a.n_rows; r++)
+                for (size_t i = 0; i < a.n_out; i++) a.y[r * w->rows + i] += bias[j0 + i];
+        }
+    }
+}

@@ -1,0 +1,34 @@
+/* dev_pack.h - weights of the host device repacked for the integer units (pack.h), and products with them.
+ *
+ * The panels of all weights lie in a few large areas that take memory as they are written, in huge pages where the system gives them. */
+#ifndef SPW_DEV_PACK_H
+#define SPW_DEV_PACK_H
+
+#include "dev_host.h"
+
+enum { DEV_PACK_ROWS = 512 }; /* rows of activations that are held at once */
+
+typedef struct dev_pack dev_pack;
+
+/* A repacked weight; panels NULL: it is not. */
+typedef struct dev_panels {
+    uint32_t type;
+    size_t rows, cols;
+    size_t panel_bytes;
+    const uint8_t *panels;
+} dev_panels;
+
+/* Keeps kern and pool. */
+spw_status dev_pack_create(dev_pack **out, const kern_table *kern, spw_pool *pool, spw_err *err);
+void dev_pack_free(dev_pack *p); /* and all panels; takes NULL */
+/* Repacks a weight on the workers; leaves *out as it is where the type has no packed form or no kernel. */
+spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *out, spw_err *err);
+dev_repacked dev_pack_stats(const dev_pack *p);
+
+/* Turns n_rows <= DEV_PACK_ROWS rows of cols floats, adjacent, into the integers that the items below take; coarse: of 8 bits. */
+void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, bool coarse);
+/* A product is n_items independent items: some outputs of some rows each.  out is row-major, w->rows floats a row; bias may be NULL. */
+size_t dev_pack_n_items(const dev_panels *w, size_t n_rows);
+void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out);
+
+#endif

@@ -1,0 +1,60 @@
+/* kern_neon_pack.c - activations as integers, and products of packed weights with them, for any AArch64 processor (kern_neon_pack.h). */
+#include <float.h>
+
+#include "kern_neon_pack.h"
+
+/* 4 x 4 integers of -128 .. 127 as bytes, in order. */
+KERN_INLINE int8x16_t narrowed(const int32x4_t *v)
+{
+    int16x8_t a = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), b = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
+    return vcombine_s8(vmovn_s16(a), vmovn_s16(b));
+}
+
+KERN_INLINE int32_t sum_of(const int32x4_t *v)
+{
+    return vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3])));
+}
+
+static inline void quantise_block(const float *x, bool fine, pack_x *out)
+{
+    float32x4_t f[8], most4 = vdupq_n_f32(0);
+    uint32x4_t good = vdupq_n_u32(UINT32_MAX);
+    KERN_UNROLL for (int i = 0; i < 8; i++) {
+        f[i] = vld1q_f32(x + 4 * i);
+        float32x4_t size = vabsq_f32(f[i]);
+        good = vandq_u32(good, vcleq_f32(size, vdupq_n_f32(FLT_MAX)));
+        most4 = vmaxq_f32(most4, size);
+    }
+    if (vminvq_u32(good) == 0) {
+        pack_x_broken(out, fine);
+        return;
+    }
+    float most = vmaxvq_f32(most4), steps = fine ? 32512.0f : 127.0f, inverse = most > PACK_LEAST ? steps / most : 0.0f;
+    int32x4_t v[8], high[8];
+    KERN_UNROLL for (int i = 0; i < 8; i++) {
+        v[i] = vcvtnq_s32_f32(vmulq_n_f32(f[i], inverse));
+        high[i] = fine ? vshrq_n_s32(vaddq_s32(v[i], vdupq_n_s32(128)), 8) : v[i];
+    }
+    out->scale = most > PACK_LEAST ? most / steps : 0.0f;
+    out->sum_first = sum_of(v);
+    out->sum = out->sum_first + sum_of(v + 4);
+    out->scaled_sum = out->scale * (float)out->sum;
+    vst1q_s8(out->hi, narrowed(high));
+    vst1q_s8(out->hi + 16, narrowed(high + 4));
+    if (!fine) return;
+    KERN_UNROLL for (int i = 0; i < 8; i++) v[i] = vsubq_s32(v[i], vshlq_n_s32(high[i], 8));
+    vst1q_s8(out->lo, narrowed(v));
+    vst1q_s8(out->lo + 16, narrowed(v + 4));
+}
+
+static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
+{
+    uint8_t *to = out;
+    for (size_t k = 0; k < n_cols; k += PACK_COLS, to += step) quantise_block(x + k, fine, (pack_x *)(void *)to);
+}
+
+void kern_fill_neon_pack(kern_table *t)
+{
+    t->pack_x = pack_x_row;
+    neon_fill_pack_dots(t);
+}

@@ -1,0 +1,227 @@
+/* kern_neon_pack.h - products of packed weights and integer activations for AArch64: pack.h's formula, compiled once without and once with the
+ * instructions that sum four products of bytes (kern_neon_pack.c, kern_neondot_pack.c).
+ *
+ * A lane is an output; a block goes by in quarters of 4 outputs.  Weights are bytes that fit a signed one, those of eight bits after their top bit is flipped,
+ * which takes the bias off.  The sums are exact, so both give the same bits. */
+#ifndef SPW_KERN_NEON_PACK_H
+#define SPW_KERN_NEON_PACK_H
+
+#include <arm_neon.h>
+#include <string.h>
+
+#include "kern_simd.h"
+#include "pack.h"
+
+enum { NEON_PACK_AHEAD = 2048 }; /* weights ahead of those in use that are asked for */
+
+/* The integers of one block for 4 outputs: vector q has 4 columns of each. */
+typedef struct neon_quads {
+    int8x16_t q[8];
+} neon_quads;
+
+typedef struct neon_scales {
+    float32x4_t d, d2, m;
+} neon_scales;
+
+/* Moves bit `from` of every byte to bit 4, and the ones above it along. */
+KERN_INLINE uint8x16_t neon_moved_to_4(uint8x16_t v, int from)
+{
+    return vshlq_u8(v, vdupq_n_s8((int8_t)(4 - from)));
+}
+
+KERN_INLINE uint8x16_t neon_or_bits(uint8x16_t a, uint8x16_t b, uint8_t mask)
+{
+    return vorrq_u8(a, vandq_u8(b, vdupq_n_u8(mask)));
+}
+
+/* p is at the quarter's first lane. */
+KERN_INLINE neon_quads neon_load_quads(uint32_t type, const uint8_t *p)
+{
+    neon_quads w;
+    uint8x16_t u[8];
+    if (type == QUANT_Q8_0) {
+        KERN_UNROLL for (int q = 0; q < 8; q++) w.q[q] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 64 * q), vdupq_n_u8(128)));
+        return w;
+    }
+    KERN_UNROLL for (int v = 0; v < 4; v++) {
+        uint8x16_t both = vld1q_u8(p + 64 * v);
+        u[v] = vandq_u8(both, vdupq_n_u8(15));
+        u[v + 4] = vshrq_n_u8(both, 4);
+    }
+    if (type == QUANT_Q6_K) {
+        KERN_UNROLL for (int q = 0; q < 8; q++) u[q] = neon_or_bits(u[q], neon_moved_to_4(vld1q_u8(p + 256 + q / 4 * 64), q % 4 * 2), 0x30);
+    } else if (pack_has_fifth_bits(type)) {
+        uint8x16_t plane = vld1q_u8(p + 256);
+        KERN_UNROLL for (int q = 0; q < 8; q++) u[q] = neon_or_bits(u[q], neon_moved_to_4(plane, q), 0x10);
+    }
+    KERN_UNROLL for (int q = 0; q < 8; q++) w.q[q] = vreinterpretq_s8_u8(u[q]);
+    return w;
+}
+
+KERN_INLINE float32x4_t neon_halves_at(const uint8_t *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+
+KERN_INLINE uint8x8_t neon_four_bytes_at(const void *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return vreinterpret_u8_u32(vdup_n_u32(v));
+}
+
+KERN_INLINE float32x4_t neon_bytes_at(const uint8_t *p)
+{
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(neon_four_bytes_at(p)))));
+}
+
+KERN_INLINE float32x4_t neon_signed_bytes_at(const uint8_t *p)
+{
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(neon_four_bytes_at(p))))));
+}
+
+/* Of block b, outputs 4 part .. 4 part + 3; p is the panel's scales. */
+KERN_INLINE neon_scales neon_load_scales(uint32_t type, const uint8_t *p, size_t b, size_t part)
+{
+    neon_scales s;
+    const uint8_t *super, *small;
+    size_t g = b % PACK_SUPER;
+    s.d2 = s.m = vdupq_n_f32(0);
+    switch (type) {
+    case QUANT_Q4_1:
+    case QUANT_Q5_1:
+        s.d = neon_halves_at(p + 64 * b + 8 * part);
+        s.m = neon_halves_at(p + 64 * b + 32 + 8 * part);
+        return s;
+    case QUANT_Q4_K:
+    case QUANT_Q5_K:
+        super = p + b / PACK_SUPER * 320 + 8 * part;
+        small = p + b / PACK_SUPER * 320 + 64 + 32 * g + 4 * part;
+        s.d = vmulq_f32(neon_halves_at(super), neon_bytes_at(small));
+        s.m = vsubq_f32(vdupq_n_f32(0), vmulq_f32(neon_halves_at(super + 32), neon_bytes_at(small + 16)));
+        return s;
+    case QUANT_Q6_K:
+        super = p + b / PACK_SUPER * 288 + 8 * part;
+        small = p + b / PACK_SUPER * 288 + 32 + 32 * g + 4 * part;
+        s.d = vmulq_f32(neon_halves_at(super), neon_signed_bytes_at(small));
+        s.d2 = vmulq_f32(neon_halves_at(super), neon_signed_bytes_at(small + 16));
+        return s;
+    default: s.d = neon_halves_at(p + 32 * b + 8 * part); return s;
+    }
+}
+
+#if defined(__ARM_FEATURE_DOTPROD)
+/* Adds the sum over four quads; w and v are those of the first. */
+KERN_INLINE int32x4_t neon_add_four(int32x4_t sum, const int8x16_t *w, const int8_t *v)
+{
+    int8x16_t x = vld1q_s8(v);
+    sum = vdotq_laneq_s32(sum, w[0], x, 0);
+    sum = vdotq_laneq_s32(sum, w[1], x, 1);
+    sum = vdotq_laneq_s32(sum, w[2], x, 2);
+    return vdotq_laneq_s32(sum, w[3], x, 3);
+}
+
+/* The sum over quads [from, from + n) of u * v, n 4 or 8. */
+KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const neon_quads *w, const int8_t *v, const int from, const int n)
+{
+    (void)type;
+    int32x4_t sum = neon_add_four(vdupq_n_s32(0), w->q + from, v + 4 * from);
+    return n > 4 ? neon_add_four(sum, w->q + from + 4, v + 4 * from + 16) : sum;
+}
+#else
+KERN_INLINE int8x8_t neon_four_at(const int8_t *p)
+{
+    return vreinterpret_s8_u8(neon_four_bytes_at(p));
+}
+
+/* The sum over quads [from, from + n) of u * v.  Sums of 16 bits do not overflow: at most 8 * 31 * 128, 4 * 63 * 128 for Q6_K's half blocks; products of eight-bit
+ * weights are widened one by one. */
+KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const neon_quads *w, const int8_t *v, const int from, const int n)
+{
+    if (type == QUANT_Q8_0) {
+        int32x4_t low = vdupq_n_s32(0), high = low;
+        KERN_UNROLL for (int q = from; q < from + n; q++) {
+            int8x8_t x = neon_four_at(v + 4 * q);
+            low = vpadalq_s16(low, vmull_s8(vget_low_s8(w->q[q]), x));
+            high = vpadalq_s16(high, vmull_s8(vget_high_s8(w->q[q]), x));
+        }
+        return vpaddq_s32(low, high);
+    }
+    int16x8_t low = vdupq_n_s16(0), high = low;
+    KERN_UNROLL for (int q = from; q < from + n; q++) {
+        int8x8_t x = neon_four_at(v + 4 * q);
+        low = vmlal_s8(low, vget_low_s8(w->q[q]), x);
+        high = vmlal_s8(high, vget_high_s8(w->q[q]), x);
+    }
+    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+}
+#endif
+
+KERN_INLINE float32x4_t neon_sum_quads(uint32_t type, const neon_quads *w, const pack_x *x, const int from, const int n, const bool fine, int32_t sum_x)
+{
+    int32x4_t sum = neon_sum_plane(type, w, x->hi, from, n);
+    if (fine) sum = vaddq_s32(vshlq_n_s32(sum, 8), neon_sum_plane(type, w, x->lo, from, n));
+    if (type != QUANT_Q8_0 && pack_bias_bits(type)) sum = vsubq_s32(sum, vdupq_n_s32(sum_x * (1 << pack_bias_bits(type))));
+    return vcvtq_f32_s32(sum);
+}
+
+KERN_INLINE float32x4_t neon_add_block(uint32_t type, const neon_quads *w, const neon_scales *s, const pack_x *x, const bool fine, float32x4_t y)
+{
+    if (type == QUANT_Q6_K) {
+        y = vfmaq_f32(y, neon_sum_quads(type, w, x, 0, 4, fine, x->sum_first), vmulq_n_f32(s->d, x->scale));
+        return vfmaq_f32(y, neon_sum_quads(type, w, x, 4, 4, fine, x->sum - x->sum_first), vmulq_n_f32(s->d2, x->scale));
+    }
+    y = vfmaq_f32(y, neon_sum_quads(type, w, x, 0, 8, fine, x->sum), vmulq_n_f32(s->d, x->scale));
+    if (pack_has_minima(type)) y = vfmaq_n_f32(y, s->m, x->scaled_sum);
+    return y;
+}
+
+/* Rows are a plain loop: a block's part of a row is 16 products of vectors and more, beside which the load and the store of its sums are nothing. */
+KERN_INLINE void neon_panel(uint32_t type, const kern_pack_args *a, const bool fine)
+{
+    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE, n_rows = a->n_rows;
+    size_t n_blocks = a->n_cols / PACK_COLS;
+    const uint8_t *p = a->panel, *s = p + n_blocks * quad_bytes, *x = a->x;
+    float y[8][PACK_ROWS] = {{0}};
+    for (size_t b = 0; b < n_blocks; b++, p += quad_bytes, x += n_rows * x_bytes) {
+        for (size_t at = 0; at < quad_bytes && n_rows < 8; at += 64) __builtin_prefetch(p + NEON_PACK_AHEAD + at, 0, 3);
+        for (size_t part = 0; part < 4; part++) {
+            neon_quads w = neon_load_quads(type, p + 16 * part);
+            neon_scales sc = neon_load_scales(type, s, b, part);
+            for (size_t r = 0; r < n_rows; r++) {
+                float *to = y[r] + 4 * part;
+                vst1q_f32(to, neon_add_block(type, &w, &sc, (const pack_x *)(const void *)(x + r * x_bytes), fine, vld1q_f32(to)));
+            }
+        }
+    }
+    for (size_t r = 0; r < n_rows; r++) memcpy(a->y + r * a->y_stride, y[r], a->n_out * sizeof(float));
+}
+
+#define NEON_PACK_DOT(name, type)               \
+    static void name(const kern_pack_args *a)   \
+    {                                           \
+        if (a->fine) neon_panel(type, a, true); \
+        else neon_panel(type, a, false);        \
+    }
+NEON_PACK_DOT(neon_dot_q8_0, QUANT_Q8_0)
+NEON_PACK_DOT(neon_dot_q4_0, QUANT_Q4_0)
+NEON_PACK_DOT(neon_dot_q4_1, QUANT_Q4_1)
+NEON_PACK_DOT(neon_dot_q5_0, QUANT_Q5_0)
+NEON_PACK_DOT(neon_dot_q5_1, QUANT_Q5_1)
+NEON_PACK_DOT(neon_dot_q4_k, QUANT_Q4_K)
+NEON_PACK_DOT(neon_dot_q5_k, QUANT_Q5_K)
+NEON_PACK_DOT(neon_dot_q6_k, QUANT_Q6_K)
+
+static inline void neon_fill_pack_dots(kern_table *t)
+{
+    t->pack_dot[QUANT_Q8_0] = neon_dot_q8_0;
+    t->pack_dot[QUANT_Q4_0] = neon_dot_q4_0;
+    t->pack_dot[QUANT_Q4_1] = neon_dot_q4_1;
+    t->pack_dot[QUANT_Q5_0] = neon_dot_q5_0;
+    t->pack_dot[QUANT_Q5_1] = neon_dot_q5_1;
+    t->pack_dot[QUANT_Q4_K] = neon_dot_q4_k;
+    t->pack_dot[QUANT_Q5_K] = neon_dot_q5_k;
+    t->pack_dot[QUANT_Q6_K] = neon_dot_q6_k;
+}
+
+#endif

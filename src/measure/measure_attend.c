@@ -1,0 +1,333 @@
+/* measure_attend.c - benchmarks of the attention kernels against their roofs.
+ *
+ * The rows are read in the way that a step reads them: spans of at most KERN_SPAN positions a call, the coming call's spans named, partials merged. No address
+ * is read again before much more than the caches hold has been read in between. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "measure.h"
+#include "mem.h"
+
+enum {
+    UNIT_ROWS = 2048,          /* positions of a work unit: four calls */
+    UNIT_CALLS = UNIT_ROWS / KERN_SPAN,
+    SAMPLE_BYTES = 16 << 20,   /* rows that a thread reads in a sample */
+    L2_SAMPLES = 11, L2_UNITS = 4,
+    MAX_SAMPLES = 64,          /* taken at most for a record */
+};
+
+#define RECORD_SECONDS 0.6 /* after which no more than the wanted number of samples is taken */
+
+/* What one worker computes with. */
+typedef struct attend_worker {
+    kern_span spans[UNIT_ROWS];
+    float *q, *o, *lse, *total, *total_lse;
+    void *scratch;
+    uint64_t sum;
+} attend_worker;
+
+typedef struct attend_job {
+    measure_bench *b;
+    uint32_t dim, g, block; /* block 0: dense */
+    size_t n_q, row_bytes;
+    uint32_t span_rows, call_spans; /* positions per span, spans per call */
+    uint32_t starts[UNIT_ROWS];     /* first position of each span of a unit */
+    size_t extent;                  /* bytes from a unit's first row to the next unit's */
+    size_t use;                     /* units used so far: where the next sample goes on */
+    kern_tuning tuning;
+    measure_reading reading;
+    attend_worker *workers;
+    void *memory;
+} attend_job;
+
+/* Ascending starts: blocks of 16 and more at 5 % of all, single positions at 2 %. */
+static void choose_starts(attend_job *j)
+{
+    uint64_t seed = 88172645463325252u;
+    uint32_t n = UNIT_ROWS / j->span_rows, mean = j->block == 0 ? 1 : j->block == 1 ? 50 : 20, at = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+        if (i && j->block) at += (uint32_t)(1 + (seed >> 11) % (2 * mean - 1));
+        else if (i) at++;
+        j->starts[i] = at * j->span_rows;
+    }
+    j->extent = ((size_t)at + mean) * j->span_rows * j->row_bytes;
+}
+
+static void job_free(attend_job *j)
+{
+    mem_free(j->memory);
+    mem_free(j->workers);
+    mem_free(j);
+}
+
+static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, uint32_t g, uint32_t block, size_t n_q, spw_err *err)
+{
+    size_t n = (size_t)pool_n_threads(b->pool), row = n_q * dim * sizeof(float), lse = (n_q * sizeof(float) + 63) & ~(size_t)63;
+    size_t each = 3 * row + 2 * lse + kern_attend_scratch(n_q, dim);
+    attend_job *j = mem_zalloc(sizeof *j);
+    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each);
+    if (!j || !j->workers || !j->memory) {
+        if (j) job_free(j);
+        return spw_fail(err, SPW_E_NOMEM, "benchmark: out of memory for %zu queries", n_q);
+    }
+    j->b = b, j->dim = dim, j->g = g, j->block = block, j->n_q = n_q;
+    j->row_bytes = 4 * (size_t)dim;
+    j->span_rows = block ? block : (uint32_t)KERN_SPAN;
+    j->call_spans = KERN_SPAN / j->span_rows;
+    j->tuning = measure_tuning(b->machine);
+    j->reading = b->arena->reading;
+    choose_starts(j);
+    for (size_t w = 0; w < n; w++) {
+        attend_worker *a = &j->workers[w];
+        uint8_t *p = (uint8_t *)j->memory + w * each;
+        a->q = (float *)(void *)p, p += row;
+        a->o = (float *)(void *)p, p += row;
+        a->total = (float *)(void *)p, p += row;
+        a->lse = (float *)(void *)p, p += lse;
+        a->total_lse = (float *)(void *)p, p += lse;
+        a->scratch = p;
+        for (size_t i = 0; i < n_q * dim; i++) a->q[i] = (float)(i % 13) * 0.01f - 0.06f;
+        memset(a->total, 0, row);
+        for (size_t i = 0; i < n_q; i++) a->total_lse[i] = -INFINITY;
+    }
+    *out = j;
+    return SPW_OK;
+}
+
+/* The spans of a unit; each time round the arena the same pattern lies some rows further on. */
+static void place_unit(const attend_job *j, size_t unit, kern_span *spans)
+{
+    const measure_arena *a = j->b->arena;
+    size_t shift_rows = 7 * (size_t)j->span_rows, n_shifts = 16, room = a->bytes - (n_shifts - 1) * shift_rows * j->row_bytes;
+    size_t n_slots = room > j->extent ? room / j->extent : 1, use = j->use + unit;
+    const uint8_t *base = a->base + use % n_slots * j->extent + use / n_slots % n_shifts * shift_rows * j->row_bytes;
+    uint32_t n = UNIT_ROWS / j->span_rows;
+    for (uint32_t i = 0; i < n; i++) spans[i] = (kern_span){.rows = base + j->starts[i] * j->row_bytes, .n = j->span_rows};
+}
+
+static void read_unit(void *ctx, size_t unit, int worker)
+{
+    attend_job *j = ctx;
+    attend_worker *w = &j->workers[worker];
+    place_unit(j, unit, w->spans);
+    w->sum += measure_read(w->spans, UNIT_ROWS / j->span_rows, j->row_bytes, j->reading);
+}
+
+static void attend_call(const attend_job *j, attend_worker *w, const kern_span *spans, const kern_span *ahead, size_t n_ahead)
+{
+    const kern_table *kern = j->b->kern;
+    kern->attend(&(kern_attend_args){.q = w->q, .q_stride = j->dim, .n_q = j->n_q, .dim = j->dim, .spans = spans, .n_spans = j->call_spans, .ahead = ahead,
+                                     .n_ahead = n_ahead, .tuning = &j->tuning, .o = w->o, .o_stride = j->dim, .lse = w->lse, .scratch = w->scratch});
+    for (size_t i = 0; i < j->n_q; i++) kern->merge(w->total + i * j->dim, &w->total_lse[i], w->o + i * j->dim, w->lse[i], j->dim);
+}
+
+static void attend_unit(void *ctx, size_t unit, int worker)
+{
+    attend_job *j = ctx;
+    attend_worker *w = &j->workers[worker];
+    place_unit(j, unit, w->spans);
+    for (size_t c = 0; c < UNIT_CALLS; c++) {
+        const kern_span *spans = w->spans + c * j->call_spans;
+        attend_call(j, w, spans, spans + j->call_spans, c + 1 < UNIT_CALLS ? j->call_spans : 0);
+    }
+}
+
+/* The same calls over rows that stay in the core's L2: adjacent ones, in spans of the same length. */
+static void cached_unit(void *ctx, size_t unit, int worker)
+{
+    attend_job *j = ctx;
+    attend_worker *w = &j->workers[worker];
+    const uint8_t *base = j->b->arena->base + (size_t)worker * (size_t)KERN_SPAN * j->row_bytes;
+    (void)unit;
+    for (uint32_t i = 0; i < j->call_spans; i++) w->spans[i] = (kern_span){.rows = base + i * j->span_rows * j->row_bytes, .n = j->span_rows};
+    for (size_t c = 0; c < UNIT_CALLS; c++) attend_call(j, w, w->spans, w->spans, j->call_spans);
+}
+
+/* ----------------------------------------------------------------------------------------------- samples ---- */
+
+bool measure_bracket(measure_bench *b, double *out, double *on_cpu)
+{
+    double rate = measure_sequential(b->arena, b->pool, on_cpu);
+    if (out) *out = rate;
+    b->best_reading = b->best_reading * 0.998 > rate ? b->best_reading * 0.998 : rate;
+    return *on_cpu >= MEASURE_ON_CPU && rate >= 0.85 * b->best_reading;
+}
+
+/* A pass over fresh rows; GB/s.  Lowers *on_cpu to its own. */
+static double pass(attend_job *j, pool_fn *unit, size_t n_units, double *on_cpu)
+{
+    measure_time t = measure_run(j->b->pool, n_units, unit, j);
+    j->use += n_units;
+    if (t.on_cpu < *on_cpu) *on_cpu = t.on_cpu;
+    return (double)n_units * UNIT_ROWS * (double)j->row_bytes / t.seconds * 1e-9;
+}
+
+static size_t sample_units(const attend_job *j)
+{
+    return SAMPLE_BYTES / (UNIT_ROWS * j->row_bytes) * (size_t)pool_n_threads(j->b->pool);
+}
+
+/* The best way of merely reading this pattern. */
+static void tune_reading(attend_job *j)
+{
+    static const measure_reading ways[] = {{KERN_HINT_NONE, 0, false}, {KERN_HINT_T0, 8, false},  {KERN_HINT_T0, 32, false}, {KERN_HINT_T1, 16, false},
+                                           {KERN_HINT_T1, 64, false},  {KERN_HINT_T1, 32, true}, {KERN_HINT_T1, 64, true}, {KERN_HINT_T0, 16, true}};
+    double best = 0;
+    measure_reading chosen = j->reading;
+    for (int round = 0; round < 2; round++) {
+        for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+            double on_cpu = 1;
+            j->reading = ways[i];
+            double rate = pass(j, read_unit, sample_units(j), &on_cpu);
+            if (rate > best) best = rate, chosen = ways[i];
+        }
+    }
+    j->reading = chosen;
+}
+
+/* The kernel with its data in L2, all threads at once, by their running time; the best of some short runs, as for the peaks it is compared with. */
+static double cached_rate(attend_job *j)
+{
+    double best = 0;
+    for (int i = 0; i < L2_SAMPLES; i++) {
+        size_t threads = (size_t)pool_n_threads(j->b->pool), n_units = L2_UNITS * threads;
+        measure_time t = measure_run(j->b->pool, n_units, cached_unit, j);
+        double rate = (double)(n_units * UNIT_ROWS * j->row_bytes * threads) / t.cpu_seconds * 1e-9;
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+typedef struct pair {
+    double raw, rate, share;
+    double on_cpu; /* of the passes and the probes around them */
+} pair;
+
+static int by_share(const void *a, const void *b)
+{
+    double x = ((const pair *)a)->share, y = ((const pair *)b)->share;
+    return (x > y) - (x < y);
+}
+
+static int by_on_cpu(const void *a, const void *b)
+{
+    double x = ((const pair *)a)->on_cpu, y = ((const pair *)b)->on_cpu;
+    return (x < y) - (x > y);
+}
+
+/* Pairs of mere reading and attention between two sequential probes.  The record is the pair whose share is the median; where hardly any was clean, of those
+ * that were disturbed least. */
+static void sample_decode(attend_job *j, spw_bench_record *r)
+{
+    measure_bench *b = j->b;
+    pair pairs[MAX_SAMPLES], doubtful[MAX_SAMPLES], *from = pairs;
+    int n = 0, n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
+    double end = measure_clock() + RECORD_SECONDS, on_cpu_before, on_cpu_after;
+    bool before = measure_bracket(b, NULL, &on_cpu_before);
+    for (r->n_samples = 0; n < wanted && r->n_samples < MAX_SAMPLES && (r->n_samples < wanted || measure_clock() < end); r->n_samples++) {
+        bool raw_first = r->n_samples % 2 == 0;
+        pair p = {.on_cpu = on_cpu_before};
+        if (raw_first) p.raw = pass(j, read_unit, sample_units(j), &p.on_cpu);
+        p.rate = pass(j, attend_unit, sample_units(j), &p.on_cpu);
+        if (!raw_first) p.raw = pass(j, read_unit, sample_units(j), &p.on_cpu);
+        bool after = measure_bracket(b, NULL, &on_cpu_after);
+        if (on_cpu_after < p.on_cpu) p.on_cpu = on_cpu_after;
+        p.share = p.rate / (p.raw < r->l2_gbps ? p.raw : r->l2_gbps);
+        if (before && after && p.on_cpu >= MEASURE_ON_CPU) pairs[n++] = p;
+        else doubtful[n_doubtful++] = p;
+        before = after, on_cpu_before = on_cpu_after;
+    }
+    r->n_clean = n;
+    if (n == 0) {
+        qsort(doubtful, (size_t)n_doubtful, sizeof *doubtful, by_on_cpu);
+        from = doubtful, n = n_doubtful < wanted ? n_doubtful : wanted;
+    }
+    qsort(from, (size_t)n, sizeof *from, by_share);
+    pair median = from[n / 2];
+    r->rate = median.rate, r->raw_gbps = median.raw, r->share = median.share;
+    r->roof = median.raw < r->l2_gbps ? median.raw : r->l2_gbps;
+}
+
+spw_status measure_stopped(spw_err *err)
+{
+    return spw_fail(err, SPW_E_ARG, "benchmark: stopped by its caller");
+}
+
+spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block, spw_err *err)
+{
+    static const uint32_t groups[] = {1, 2, 3, 4, 6, 7, 8};
+    int threads = pool_n_threads(b->pool);
+    measure_reading reading = b->arena->reading;
+    size_t use = 0;
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        attend_job *j;
+        spw_status s = job_create(&j, b, dim, groups[i], block, groups[i], err);
+        if (s) return s;
+        j->use = use;
+        j->reading = reading;
+        if (i == 0) tune_reading(j);
+        spw_bench_record r = {.kernel = "attn_decode", .type = "f16", .g = groups[i], .head_dim = dim, .block = block, .threads = threads};
+        r.l2_gbps = cached_rate(j);
+        r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads); /* 4 bytes and 4 operations per dimension and query */
+        sample_decode(j, &r);
+        use = j->use, reading = j->reading;
+        job_free(j);
+        if (!b->report(b->ctx, &r)) return measure_stopped(err);
+    }
+    return SPW_OK;
+}
+
+spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, size_t n_rows, spw_err *err)
+{
+    attend_job *j;
+    spw_status s = job_create(&j, b, dim, g, 0, n_rows * g, err);
+    if (s) return s;
+    int threads = pool_n_threads(b->pool);
+    spw_bench_record r = {.kernel = "attn_prefill", .type = "f16", .g = g, .head_dim = dim, .threads = threads, .is_ops = true, .n_clean = L2_SAMPLES, .n_samples = L2_SAMPLES};
+    r.l2_gbps = cached_rate(j);
+    r.rate = r.l2_gbps * (double)j->n_q;
+    r.roof = b->f32_peak * threads;
+    r.share = r.l2_peak = r.rate / r.roof;
+    job_free(j);
+    return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
+}
+
+spw_status measure_attend_peaked(measure_bench *b, uint32_t dim, uint32_t g, spw_err *err)
+{
+    attend_job *j;
+    spw_status s = job_create(&j, b, dim, g, 0, g, err);
+    if (s) return s;
+    int threads = pool_n_threads(b->pool);
+    spw_bench_record r = {.kernel = "attn_peaked", .type = "f16", .g = g, .head_dim = dim, .threads = threads, .n_clean = L2_SAMPLES, .n_samples = L2_SAMPLES};
+    r.roof = cached_rate(j);
+    for (int w = 0; w < threads; w++)
+        for (size_t i = 0; i < j->n_q * dim; i++) j->workers[w].q[i] *= 200; /* scores some hundreds apart: most exponentials are tiny or zero */
+    r.rate = r.l2_gbps = cached_rate(j);
+    r.l2_peak = r.l2_gbps * g / (b->f32_peak * threads);
+    r.share = r.rate / r.roof;
+    job_free(j);
+    return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
+}
+
+/* -------------------------------------------------------------------------------------------- fork-join ---- */
+
+static void no_work(void *ctx, size_t item, int worker)
+{
+    (void)ctx, (void)item, (void)worker;
+}
+
+bool measure_fork_join(measure_bench *b)
+{
+    enum { JOBS = 2001 };
+    double us[JOBS];
+    int threads = pool_n_threads(b->pool);
+    for (int i = 0; i < JOBS; i++) {
+        double start = measure_clock();
+        pool_run(b->pool, (size_t)threads, no_work, NULL);
+        us[i] = (measure_clock() - start) * 1e6;
+    }
+    spw_bench_record r = {.kernel = "fork_join", .type = "", .threads = threads, .us = measure_median(us, JOBS), .n_clean = JOBS, .n_samples = JOBS};
+    return b->report(b->ctx, &r);
+}

@@ -1,0 +1,271 @@
+/* test_pack.c - products of packed weights and integer activations: repacking, every ISA against exact sums and against each other, one row
+ * against many, the host device's cutting, and activations that are no numbers. */
+#include "dev_host.h"
+#include "isas.h"
+#include "mem.h"
+#include "pack.h"
+#include "test.h"
+#include "tolerance.h"
+
+#include <float.h>
+
+static const uint32_t types[] = {QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
+enum { N_TYPES = sizeof types / sizeof types[0] };
+
+static size_t row_bytes_of(uint32_t type, size_t cols)
+{
+    uint64_t bytes = 0;
+    CHECK(quant_bytes(type, cols, &bytes));
+    return (size_t)bytes;
+}
+
+/* n rows of random blocks with scales such as models have. */
+static uint8_t *random_weight(uint32_t type, size_t rows, size_t cols, uint64_t *seed)
+{
+    size_t bytes = rows * row_bytes_of(type, cols), block = quant_get(type)->block_bytes;
+    uint8_t *w = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) w[i] = (uint8_t)(test_rand(seed) >> 24);
+    for (size_t at = 0; at < bytes; at += block) {
+        kern_f16 d = kern_f32_to_f16(0.01f * test_uniform(seed)), m = kern_f32_to_f16(0.05f * test_uniform(seed));
+        memcpy(w + at + (type == QUANT_Q6_K ? 208 : 0), &d, 2);
+        if (pack_has_minima(type)) memcpy(w + at + 2, &m, 2);
+    }
+    return w;
+}
+
+static uint8_t *packed(uint32_t type, const uint8_t *w, size_t rows, size_t cols)
+{
+    size_t panel = pack_panel_bytes(type, cols), n = (rows + PACK_ROWS - 1) / PACK_ROWS, row = row_bytes_of(type, cols);
+    uint8_t *out = aligned_alloc(64, n * panel);
+    for (size_t i = 0; i < n; i++)
+        pack_panel(type, w + i * PACK_ROWS * row, row, rows - i * PACK_ROWS < PACK_ROWS ? rows - i * PACK_ROWS : PACK_ROWS, cols, out + i * panel);
+    return out;
+}
+
+/* What the integers of a row stand for. */
+static void values_of(const uint8_t *x, size_t cols, bool fine, size_t step, double *out)
+{
+    for (size_t k = 0; k < cols; k++) {
+        pack_x block;
+        memcpy(&block, x + k / 32 * step, fine ? PACK_X_FINE : PACK_X_COARSE);
+        out[k] = (double)block.scale * (fine ? 256 * block.hi[k % 32] + block.lo[k % 32] : block.hi[k % 32]);
+    }
+}
+
+/* One panel times 8 rows in one ISA: against sums in f64 of the values that weights and activations stand for.  y takes the results. */
+static void check_panel(const kern_table *t, uint32_t type, size_t cols, bool fine, const uint8_t *w, const float *x, float *y)
+{
+    const kern_table *ref = kern_get("ref");
+    size_t bytes = fine ? PACK_X_FINE : PACK_X_COARSE, row = row_bytes_of(type, cols);
+    uint8_t *panel = packed(type, w, PACK_ROWS, cols), *ints = malloc(8 * cols / 32 * bytes);
+    float *values = malloc(cols * sizeof *values);
+    double *taken = malloc(8 * cols * sizeof *taken), worst = 0, worst_x = 0;
+    for (size_t r = 0; r < 8; r++) {
+        t->pack_x(x + r * cols, cols, fine, ints + r * bytes, 8 * bytes);
+        values_of(ints + r * bytes, cols, fine, 8 * bytes, taken + r * cols);
+        for (size_t k = 0; k < cols; k++) {
+            double scale = ((const pack_x *)(const void *)(ints + (k / 32 * 8 + r) * bytes))->scale, off = fabs(taken[r * cols + k] - (double)x[r * cols + k]);
+            if (off > worst_x * scale) worst_x = off / scale;
+        }
+    }
+    CHECK_NEAR(worst_x, 0, 0.5 + 1e-2); /* steps */
+    t->pack_dot[type](&(kern_pack_args){.panel = panel, .n_cols = cols, .x = ints, .n_rows = 8, .fine = fine, .y = y, .y_stride = PACK_ROWS, .n_out = PACK_ROWS});
+    for (size_t j = 0; j < PACK_ROWS; j++) {
+        ref->dequant[type](w + j * row, cols, values);
+        for (size_t r = 0; r < 8; r++) {
+            double sum = 0, size = 0;
+            for (size_t k = 0; k < cols; k++) sum += (double)values[k] * taken[r * cols + k], size += fabs((double)values[k] * taken[r * cols + k]);
+            double off = size > 0 ? fabs(sum - (double)y[r * PACK_ROWS + j]) / size : fabs((double)y[r * PACK_ROWS + j]);
+            if (!(off <= worst)) worst = off;
+        }
+    }
+    if (!(worst <= TOL_PACK_REL)) fprintf(stderr, "%s %s %zu columns %s: off by %.2g\n", t->isa, quant_get(type)->name, cols, fine ? "fine" : "coarse", worst);
+    CHECK(worst <= TOL_PACK_REL);
+    free(panel), free(ints), free(values), free(taken);
+}
+
+static void test_panels(void)
+{
+    uint64_t seed = 5;
+    for (size_t i = 0; i < N_TYPES; i++) {
+        size_t grain = quant_get(types[i])->block_elems, sizes[] = {grain, 3 * grain, 1536};
+        for (size_t s = 0; s < 3; s++) {
+            size_t cols = sizes[s];
+            uint8_t *w = random_weight(types[i], PACK_ROWS, cols, &seed);
+            float *x = malloc(8 * cols * sizeof *x), first[8 * PACK_ROWS], y[8 * PACK_ROWS];
+            for (size_t k = 0; k < 8 * cols; k++) x[k] = test_uniform(&seed) * (k % 37 == 0 ? 30.0f : 1.0f);
+            for (int fine = 0; fine < 2; fine++) {
+                const kern_table *before = NULL;
+                for (size_t a = 0; a < N_ISA; a++) {
+                    const kern_table *t = kern_get(isas[a]);
+                    if (!t || !t->pack_x) continue;
+                    check_panel(t, types[i], cols, fine, w, x, y);
+                    if (before) CHECK(!memcmp(first, y, sizeof y));
+                    memcpy(first, y, sizeof y);
+                    before = t;
+                }
+                CHECK(before != NULL);
+            }
+            free(w), free(x);
+        }
+    }
+}
+
+/* Every number of rows that a kernel takes gives a row the same bits; nothing beyond n_out is written. */
+static void test_row_counts(void)
+{
+    enum { COLS = 512 };
+    uint64_t seed = 6;
+    static float x[8 * COLS];
+    static uint8_t ints[8 * COLS / 32 * PACK_X_FINE];
+    for (size_t k = 0; k < 8 * COLS; k++) x[k] = test_uniform(&seed);
+    for (size_t a = 0; a < N_ISA; a++) {
+        const kern_table *t = kern_get(isas[a]);
+        if (!t || !t->pack_x) continue;
+        for (size_t i = 0; i < N_TYPES; i++) {
+            uint8_t *w = random_weight(types[i], 11, COLS, &seed), *panel = packed(types[i], w, 11, COLS);
+            for (int fine = 0; fine < 2; fine++) {
+                size_t bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+                float want[8][16], y[8 * 20];
+                for (size_t n = 1; n <= 8; n *= 2) {
+                    for (size_t r = 0; r < n; r++) t->pack_x(x + r * COLS, COLS, fine, ints + r * bytes, n * bytes);
+                    for (size_t k = 0; k < 8 * 20; k++) y[k] = 7;
+                    t->pack_dot[types[i]](&(kern_pack_args){.panel = panel, .n_cols = COLS, .x = ints, .n_rows = n, .fine = fine, .y = y, .y_stride = 20, .n_out = 11});
+                    for (size_t r = 0; r < 8; r++) {
+                        if (r < n && r < n / 2) CHECK(!memcmp(want[r], y + 20 * r, 11 * sizeof *y));
+                        memcpy(want[r], y + 20 * r, 11 * sizeof *y);
+                        for (size_t k = r < n ? 11 : 0; k < 20; k++) CHECK(y[20 * r + k] == 7);
+                    }
+                }
+            }
+            free(w), free(panel);
+        }
+    }
+}
+
+/* Zeros, the largest and the smallest numbers, and what is no number: the last gives NaN in its row and nowhere else. */
+static void test_hostile_activations(void)
+{
+    enum { COLS = 64 };
+    uint64_t seed = 7;
+    uint8_t *w = random_weight(QUANT_Q4_1, PACK_ROWS, COLS, &seed), *panel = packed(QUANT_Q4_1, w, PACK_ROWS, COLS);
+    static const float values[] = {0.0f, -0.0f, 1e-38f, FLT_MAX, -FLT_MAX, INFINITY, -INFINITY, NAN};
+    for (size_t a = 0; a < N_ISA; a++) {
+        const kern_table *t = kern_get(isas[a]);
+        if (!t || !t->pack_x) continue;
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            for (int fine = 0; fine < 2; fine++) {
+                float x[COLS] = {0}, y[PACK_ROWS];
+                uint8_t ints[COLS / 32 * PACK_X_FINE];
+                size_t bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+                x[17] = values[v];
+                t->pack_x(x, COLS, fine, ints, bytes);
+                t->pack_dot[QUANT_Q4_1](&(kern_pack_args){.panel = panel, .n_cols = COLS, .x = ints, .n_rows = 1, .fine = fine, .y = y, .y_stride = 16, .n_out = 16});
+                for (size_t j = 0; j < PACK_ROWS; j++) {
+                    if (v < 3) CHECK(y[j] == 0);
+                    else if (v < 5) CHECK(!isnan(y[j]));
+                    else CHECK(isnan(y[j]));
+                }
+            }
+        }
+    }
+    free(w), free(panel);
+}
+
+static dev_buf *buffer(dev *d, const float *data, size_t n)
+{
+    spw_err err = {0};
+    dev_buf *b = NULL;
+    CHECK_OK(d->ops->buf_create(d, n * sizeof *data, &b, &err), err);
+    if (data) {
+        memcpy(d->ops->stage(d, b, n * sizeof *data), data, n * sizeof *data);
+        d->ops->commit(d, b, n * sizeof *data);
+    }
+    return b;
+}
+
+static const float *floats(dev *d, const dev_buf *b, size_t n)
+{
+    spw_err err = {0};
+    const void *p = NULL;
+    CHECK_OK(d->ops->view(d, b, 0, n * sizeof(float), &p, &err), err);
+    return p;
+}
+
+/* The host device: odd numbers of outputs, a bias, packed and plain weights in one call, any number of rows: near the f32 path, and each row's bits
+ * those of the row alone. */
+static void test_device(void)
+{
+    enum { COLS = 256, ROWS = 530 };
+    static const size_t outs[] = {37, 5, 150}, counts[] = {1, 2, 3, 7, 8, 13, 64, 67, ROWS};
+    static const uint32_t kinds[] = {QUANT_Q4_K, QUANT_F16, QUANT_Q8_0};
+    uint64_t seed = 8;
+    spw_err err = {0};
+    spw_pool *pool = NULL;
+    dev *devs[2] = {NULL, NULL};
+    const kern_table *t;
+    CHECK_OK(kern_select(&t, &err), err);
+    CHECK_OK(pool_create(&pool, 2, &err), err);
+    static float x[ROWS * COLS], bias[150];
+    for (size_t i = 0; i < ROWS * COLS; i++) x[i] = test_uniform(&seed);
+    for (size_t i = 0; i < 150; i++) bias[i] = test_uniform(&seed);
+    uint8_t *data[3];
+    for (size_t i = 0; i < 3; i++) {
+        data[i] = kinds[i] == QUANT_F16 ? calloc(outs[i], 2 * COLS) : random_weight(kinds[i], outs[i], COLS, &seed);
+        for (size_t k = 0; kinds[i] == QUANT_F16 && k < outs[i] * COLS; k++) data[i][2 * k + 1] = (uint8_t)(0x30 + k % 11);
+    }
+    const float *want[3] = {NULL}; /* of the f32 path, all rows */
+    for (int packs = 0; packs < 2; packs++) {
+        dev *d;
+        dev_weight *w[3], *b = NULL;
+        CHECK_OK(dev_host_create(&devs[packs], t, pool, packs == 1, &err), err);
+        d = devs[packs];
+        for (size_t i = 0; i < 3; i++)
+            CHECK_OK(d->ops->weight_create(d, &(dev_weight_desc){.name = "w", .type = kinds[i], .rows = outs[i], .cols = COLS, .data = data[i]}, &w[i], &err), err);
+        CHECK_OK(d->ops->weight_create(d, &(dev_weight_desc){.name = "b", .type = QUANT_F32, .rows = 1, .cols = 150, .data = bias}, &b, &err), err);
+        CHECK(!packs == !dev_host_repacked(d).bytes || !t->pack_x);
+        dev_buf *in = buffer(d, x, ROWS * COLS), *one = buffer(d, x + 2 * COLS, COLS), *out[3], *alone[3];
+        for (size_t i = 0; i < 3; i++) out[i] = buffer(d, NULL, ROWS * outs[i]), alone[i] = buffer(d, NULL, outs[i]);
+        d->ops->matmul(d, one, 1, (dev_product[]){{.w = w[0], .out = alone[0]}, {.w = w[1], .out = alone[1]}, {.w = w[2], .bias = b, .out = alone[2]}}, 3);
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            d->ops->matmul(d, in, counts[c], (dev_product[]){{.w = w[0], .out = out[0]}, {.w = w[1], .out = out[1]}, {.w = w[2], .bias = b, .out = out[2]}}, 3);
+            for (size_t i = 0; i < 3 && counts[c] > 2; i++)
+                CHECK(!memcmp(floats(d, out[i], ROWS * outs[i]) + 2 * outs[i], floats(d, alone[i], outs[i]), outs[i] * sizeof(float)));
+        }
+        for (size_t i = 0; i < 3; i++) {
+            const float *got = floats(d, out[i], ROWS * outs[i]);
+            float *kept = packs ? NULL : malloc(ROWS * outs[i] * sizeof *kept);
+            double worst = 0, largest = 0;
+            for (size_t k = 0; packs && k < ROWS * outs[i]; k++) {
+                worst = fmax(worst, fabs((double)got[k] - (double)want[i][k]));
+                largest = fmax(largest, fabs((double)want[i][k]));
+            }
+            CHECK_NEAR(worst, 0, 5e-5 * largest);
+            if (kept) memcpy(kept, got, ROWS * outs[i] * sizeof *kept), want[i] = kept;
+            d->ops->buf_free(d, out[i]), d->ops->buf_free(d, alone[i]), d->ops->weight_free(d, w[i]);
+        }
+        d->ops->buf_free(d, in), d->ops->buf_free(d, one), d->ops->weight_free(d, b);
+        d->ops->free(d);
+    }
+    for (size_t i = 0; i < 3; i++) free(data[i]), free((void *)(uintptr_t)want[i]);
+    pool_free(pool);
+}
+
+static void test_sizes(void)
+{
+    CHECK_INT(pack_panel_bytes(QUANT_Q8_0, 64), 2 * (512 + 32));
+    CHECK_INT(pack_panel_bytes(QUANT_Q4_K, 256), 16 * 144 + 64);  /* a row of the file takes 144; six-bit scales become bytes; rounded to 64 */
+    CHECK_INT(pack_panel_bytes(QUANT_Q4_0, 33), 0);
+    CHECK_INT(pack_panel_bytes(QUANT_F16, 64), 0);
+    CHECK_INT(pack_panel_bytes(QUANT_Q8_0, UINT64_MAX / 64 * 32), 0);
+}
+
+int main(void)
+{
+    RUN(test_sizes);
+    RUN(test_panels);
+    RUN(test_row_counts);
+    RUN(test_hostile_activations);
+    RUN(test_device);
+    return test_done();
+}
