@@ -25,8 +25,9 @@ static void print_overview(void)
            "  spillway COMMAND --help\n  spillway --version\n\nCommands:\n");
     for (size_t i = 0; i < N_COMMANDS; i++) printf("  %-10s %s\n", commands[i]->name, commands[i]->summary);
     printf("\nA model is a GGUF file, as it is. Text goes to standard output; progress, statistics, warnings and errors go to\n"
-           "standard error. Environment: SPILLWAY_ISA=ref|scalar|avx2|avx512|neon forces the kernels that are used; SPILLWAY_CACHE=off keeps "
-           "nothing of what was measured about the machine.\n\n"
+           "standard error.\n\nEnvironment:\n"
+           "  SPILLWAY_ISA=ref|scalar|avx2|avx512|neon   forces the kernels that are used\n"
+           "  SPILLWAY_CACHE=off                         measures the machine each time and keeps nothing of it\n\n"
            "Examples:\n  spillway run -m model.gguf -f book.txt -p 'What is this about?'\n  spillway chat -m model.gguf\n"
            "  spillway inspect model.gguf\n\n"
            "Exit codes:\n  0    done\n  1    failed: one line on standard error says why\n  2    the command line is wrong\n"
