@@ -26,11 +26,12 @@ same() { [ "$1" = "$2" ] || { printf 'got:\n%s\nexpected:\n%s\n' "$1" "$2"; retu
 run_make() { make -s BUILD="$build" PREFIX=/opt/spillway DESTDIR="$tmp/root" "$@"; }
 root=$tmp/root/opt/spillway
 version=$(sed -n 's/^#define SPW_VERSION "\(.*\)"/\1/p' include/spillway.h)
-header_functions() { grep -ho 'spw_[a-z0-9_]*(' include/*.h | tr -d '(' | LC_ALL=C sort -u; }
+header_functions() { cat include/*.h | grep -v '^typedef' | grep -o 'spw_[a-z0-9_]*(' | tr -d '(' | LC_ALL=C sort -u; }
 
 files() { (cd "$root" && find . -type f -o -type l | LC_ALL=C sort); }
 expected_files="./bin/spillway
 ./include/spillway.h
+./include/spillway_bench.h
 ./lib/libspillway.a
 ./lib/libspillway.so
 ./lib/libspillway.so.${version%%.*}
@@ -41,7 +42,7 @@ exported() { nm -D --defined-only "$root/lib/libspillway.so" | awk '{ print $3 }
 soname() { objdump -p "$root/lib/libspillway.so" | awk '$1 == "SONAME" { print $2 }'; }
 pc() { PKG_CONFIG_PATH=$root/lib/pkgconfig pkg-config "$@" spillway; }
 as_cxx() { # the header is C++ clean: needs a C++ front end
-    printf '#include <spillway.h>\nint main() { return spw_version() ? 0 : 1; }\n' >"$tmp/t.cc"
+    printf '#include <spillway.h>\n#include <spillway_bench.h>\nint main() { return spw_version() ? 0 : 1; }\n' >"$tmp/t.cc"
     "$1" -std=c++11 -Wall -Wextra -Werror -I"$root/include" -fsyntax-only "$tmp/t.cc"
 }
 nothing_left() { same "$(find "$root" ! -type d)" ""; }
