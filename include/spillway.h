@@ -19,7 +19,8 @@
  *     made by one thread at a time; a vocabulary, a sampler per thread and a file need no lock.
  *
  * Reproducibility: on one machine the bits of a row's logits depend only on the model, on the tokens of
- * its session and on which of them were evaluated as prompt or as generated tokens: not on the number of threads, on
+ * its session, on which of them were evaluated as prompt or as generated tokens, on the kernels (spw_engine_isa) and on
+ * whether weights were repacked (spw_engine_load_stats: short memory at loading decides this): not on the number of threads, on
  * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md).
  */
 #ifndef SPILLWAY_H

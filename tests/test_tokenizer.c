@@ -160,15 +160,42 @@ static void special_tokens(void)
     spw_vocab_close(v);
 }
 
-/* A file that lists an end-of-turn token as user-defined: text must still not be able to end a turn. */
-static void end_token_as_user_defined(void)
+/* A file that lists the marks of a template as user-defined: text must still not be able to begin or end a turn. */
+static void marks_as_user_defined(void)
 {
     vocab_table t = {0};
     tiny_bpe(&t);
-    t.type[TINY_END] = 4;
+    t.type[TINY_START] = t.type[TINY_END] = 4;
     spw_vocab *v = open_table(&t, "gpt2", "gpt-2");
     CHECK_IDS(v, "<|im_end|>", SPW_TOK_SPECIAL, "269");
     CHECK(strcmp(ids_text(v, "<|im_end|>", 10, 0), "269"));
+    CHECK_IDS(v, "<|im_start|>", SPW_TOK_SPECIAL, "268");
+    CHECK(strcmp(ids_text(v, "<|im_start|>", 12, 0), "268"));
+    CHECK(spw_vocab_is_end(v, TINY_END) && !spw_vocab_is_end(v, TINY_START));
+    spw_vocab_close(v);
+    table_free(&t);
+}
+
+/* A SentencePiece file without ids has SentencePiece's own; a file's own word wins, "none" included. */
+static void ids_that_sentencepiece_files_leave_out(void)
+{
+    vocab_table t = {0};
+    vocab_image im = {0};
+    spw_vocab *v = NULL;
+    spw_err err;
+    tiny_spm(&t);
+    table_image(&t, &im, "llama", NULL);
+    CHECK_OK(image_open(&im, &v, &err), err);
+    CHECK_INT(spw_vocab_bos(v), 1);
+    CHECK_INT(spw_vocab_eos(v), 2);
+    CHECK(spw_vocab_is_end(v, 2));
+    spw_vocab_close(v);
+    table_image(&t, &im, "llama", NULL);
+    image_key_u32(&im, "tokenizer.ggml.bos_token_id", UINT32_MAX);
+    image_key_u32(&im, "tokenizer.ggml.eos_token_id", 5);
+    CHECK_OK(image_open(&im, &v, &err), err);
+    CHECK_INT(spw_vocab_bos(v), -1);
+    CHECK_INT(spw_vocab_eos(v), 5);
     spw_vocab_close(v);
     table_free(&t);
 }
@@ -748,7 +775,8 @@ int main(void)
     RUN(bpe_variants);
     RUN(spm_ids);
     RUN(special_tokens);
-    RUN(end_token_as_user_defined);
+    RUN(marks_as_user_defined);
+    RUN(ids_that_sentencepiece_files_leave_out);
     RUN(ids_of_the_file);
     RUN(spm_without_prefix);
     RUN(round_trips);
