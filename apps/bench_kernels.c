@@ -29,6 +29,7 @@ static json_t *record_json(const spw_bench_record *r)
     json_object_set_new(o, "g", json_integer(r->g));
     json_object_set_new(o, "head_dim", json_integer(r->head_dim));
     json_object_set_new(o, "block", json_integer(r->block));
+    if (r->n) json_object_set_new(o, "n", json_integer(r->n));
     json_object_set_new(o, "threads", json_integer(r->threads));
     if (r->us > 0) json_object_set_new(o, "us", report_real(r->us));
     else json_object_set_new(o, r->is_ops ? "gops" : "gbps", report_real(r->rate));
@@ -50,7 +51,7 @@ static void print_real(double v, int width, int places)
 
 static void print_record(const spw_bench_record *r)
 {
-    printf("%-12s %-5s %2u %4u %3u %3d", r->kernel, r->type, r->g, r->head_dim, r->block, r->threads);
+    printf("%-12s %-5s %2u %5u %3u %3d", r->kernel, r->type, r->g, r->n ? r->n : r->head_dim, r->block, r->threads);
     print_real(r->us > 0 ? r->us : r->rate, 8, r->us > 0 ? 2 : 1);
     printf(" %-4s", r->us > 0 ? "us" : r->is_ops ? "Gop" : "GB");
     print_real(r->raw_gbps, 7, 1);
@@ -84,7 +85,7 @@ int bench_kernels_main(const options *o)
     spw_err err;
     p.n_threads = (int)o->threads;
     if (!o->json) {
-        printf("%-12s %-5s %2s %4s %3s %3s %8s %-4s %7s %7s %6s %7s %6s\n", "kernel", "type", "g", "dim", "blk", "thr", "rate", "/s", "raw", "L2", "L2peak",
+        printf("%-12s %-5s %2s %5s %3s %3s %8s %-4s %7s %7s %6s %7s %6s\n", "kernel", "type", "g", "dim/n", "blk", "thr", "rate", "/s", "raw", "L2", "L2peak",
                "roof", "share");
     }
     if (spw_bench_kernels(&p, take_record, &run, &err)) {

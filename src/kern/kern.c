@@ -42,7 +42,7 @@ static bool cpu_has_avx512(void)
 static void fill_tables(void)
 {
     kern_table t = {.isa = isa_names[ISA_REF]};
-    kern_fill_ref_quant(&t), kern_fill_ref_math(&t), kern_fill_ref_attend(&t);
+    kern_fill_ref_quant(&t), kern_fill_ref_math(&t), kern_fill_ref_attend(&t), kern_fill_ref_q8(&t), kern_fill_scalar_select(&t);
     tables[ISA_REF] = t, available[ISA_REF] = true;
 
     t.isa = isa_names[ISA_SCALAR];
@@ -51,16 +51,16 @@ static void fill_tables(void)
 
 #if defined(__x86_64__)
     t.isa = isa_names[ISA_AVX2];
-    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_pack(&t);
+    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_select(&t), kern_fill_avx2_pack(&t);
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];
-    kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t);
+    kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t);
     if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();
 #elif defined(__aarch64__)
     t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */
-    kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_pack(&t);
+    kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_select(&t), kern_fill_neon_pack(&t);
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kern_fill_neondot_pack(&t);
     tables[ISA_NEON] = t, available[ISA_NEON] = true;
 #endif

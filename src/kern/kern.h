@@ -55,6 +55,7 @@ enum { KERN_TILE = 64, KERN_SPAN = 512, KERN_MAX_G = 32 }; /* positions per tile
 typedef struct kern_span {
     const void *rows;
     uint32_t n; /* 0 .. KERN_SPAN */
+    const float *k_scale, *v_scale; /* of rows of bytes, below; otherwise NULL */
 } kern_span;
 
 /* How to ask for rows before they are needed: best values differ between processors by more than a factor of two and are measured (measure.h).
@@ -97,6 +98,17 @@ typedef struct kern_attend_args {
 typedef void kern_attend_fn(const kern_attend_args *a);
 size_t kern_attend_scratch(size_t n_q, size_t dim); /* the same for every ISA */
 
+/* Rows of bytes: K [dim] then V [dim], signed, -127 .. 127; 2 * dim bytes a row, dim at most KERN_Q8_DIM.  Element d of a span's K is k_scale[d] times the byte
+ * (so one scale per channel for all rows of a span), element d of row i's V is v_scale[i] times the byte.
+ *
+ * attend_q8 has the contract of attend (f32 is false; the scales of ahead may be NULL).  Its scores: for each k_scale the query is scaled by it and rounded to integers,
+ * 16 bits of its largest element; a score is an exact integer times the step.  Its weights: exponential times v_scale, rounded to integers, 15 bits of the largest of the tile.
+ *
+ * quantise_q8 makes such rows from n_rows <= KERN_SPAN adjacent rows of halves: k_scale [dim] is the largest |K| of the channel / 127, v_scale [n_rows] the largest |V| of
+ * the row / 127, values are rounded to nearest even, and infinities and what is not a number count as the largest half.  The same bits in every ISA. */
+enum { KERN_Q8_DIM = 512 }; /* 32512 * 127 * 512 is the largest integer of a score, and fits 31 bits */
+typedef void kern_quantise_q8_fn(const kern_f16 *rows, size_t n_rows, size_t dim, int8_t *out, float *k_scale, float *v_scale);
+
 /* Folds partial b into partial a: lse = logaddexp(la, lb), o = (e^(la-lse) oa + e^(lb-lse) ob).  Empty sets are the identity, bit for bit.
  * DESIGN 5. */
 typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size_t dim);
@@ -124,6 +136,25 @@ typedef struct kern_pack_args {
 } kern_pack_args;
 typedef void kern_pack_dot_fn(const kern_pack_args *a);
 
+/* ---- choosing ---------------------------------------------------------------------------------------------------------------------- */
+
+/* scores[g * stride + i] = sum_k q[g * q_stride + k] * rows[i * n + k], g < n_q, i < n_rows: rows of n halves (n a multiple of 16), the order of the sum that of
+ * gemm.  Digests are such rows: the mean key of a block, or its least and largest keys one after the other against the negative and the positive part of a query
+ * (the upper bound of Quest, Tang et al. 2024, section 3.2).  Memory-bound: 2 * n_rows * n bytes. */
+typedef struct kern_score_args {
+    const kern_f16 *rows;
+    size_t n_rows, n;
+    const float *q;
+    size_t q_stride;
+    size_t n_q;
+    float *scores;
+    size_t stride;
+} kern_score_args;
+typedef void kern_score_fn(const kern_score_args *a);
+
+/* ids[0..k) = which k of n scores are largest, ascending numbers; of equal scores the first.  k <= n < 2^31; no score is NaN.  scratch: n entries. */
+typedef void kern_top_k_fn(const float *scores, size_t n, size_t k, uint32_t *ids, uint32_t *scratch);
+
 typedef struct kern_table {
     const char *isa; /* ref, scalar, avx2, avx512, neon */
     kern_dequant_fn *dequant[QUANT_TYPES]; /* NULL where the type is unknown */
@@ -134,6 +165,10 @@ typedef struct kern_table {
     kern_to_f16_fn *to_f16;
     kern_attend_fn *attend;
     kern_merge_fn *merge;
+    kern_attend_fn *attend_q8;
+    kern_quantise_q8_fn *quantise_q8;
+    kern_score_fn *score_rows;
+    kern_top_k_fn *top_k;
     kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
     kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */
 } kern_table;
@@ -148,21 +183,26 @@ spw_status kern_select(const kern_table **out, spw_err *err);
 void kern_fill_ref_quant(kern_table *t);
 void kern_fill_ref_math(kern_table *t);
 void kern_fill_ref_attend(kern_table *t);
+void kern_fill_ref_q8(kern_table *t);
 void kern_fill_scalar_quant(kern_table *t);
 void kern_fill_scalar_math(kern_table *t);
 void kern_fill_scalar_attend(kern_table *t);
+void kern_fill_scalar_select(kern_table *t);
 void kern_fill_scalar_pack(kern_table *t);
 void kern_fill_avx2_quant(kern_table *t);
 void kern_fill_avx2_math(kern_table *t);
 void kern_fill_avx2_attend(kern_table *t);
+void kern_fill_avx2_select(kern_table *t);
 void kern_fill_avx2_pack(kern_table *t);
 void kern_fill_avx512_quant(kern_table *t);
 void kern_fill_avx512_math(kern_table *t);
 void kern_fill_avx512_attend(kern_table *t);
+void kern_fill_avx512_select(kern_table *t);
 void kern_fill_avx512vnni_pack(kern_table *t);
 void kern_fill_neon_quant(kern_table *t);
 void kern_fill_neon_math(kern_table *t);
 void kern_fill_neon_attend(kern_table *t);
+void kern_fill_neon_select(kern_table *t);
 void kern_fill_neon_pack(kern_table *t);
 void kern_fill_neondot_pack(kern_table *t);
 

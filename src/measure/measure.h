@@ -97,6 +97,16 @@ spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block,
 spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, size_t n_rows, spw_err *err);
 /* Peaked scores against flat ones, data in L2. */
 spw_status measure_attend_peaked(measure_bench *b, uint32_t dim, uint32_t g, spw_err *err);
+
+/* ---- benchmarks of choosing (measure_select.c) --------------------------------------------------- */
+
+/* Scores of digests of one head dimension, some group sizes. */
+spw_status measure_digest_score(measure_bench *b, uint32_t dim, spw_err *err);
+/* The 5 % largest of some numbers of scores, one thread. */
+spw_status measure_top_k(measure_bench *b, spw_err *err);
+
+/* ---- benchmarks of the pool ---------------------------------------------------------------------- */
+
 /* Median time of a job of one empty item per thread; what report answered. */
 bool measure_fork_join(measure_bench *b);
 
