@@ -14,7 +14,7 @@
 #include "commands.h"
 #include "text_input.h"
 
-static const char *const kv_type_names[] = {[SPW_KV_F16] = "f16", [SPW_KV_F32] = "f32"};
+static const char *const kv_type_names[] = {[SPW_KV_F16] = "f16", [SPW_KV_F32] = "f32", [SPW_KV_Q8] = "q8_0"};
 
 void bench_output_begin(bench_output *out, const options *flags)
 {

@@ -128,6 +128,7 @@ static int report_perplexity(const options *o, const loaded *l, const perplexity
     json_object_set_new(v, "chunks", report_count(p->n_chunks));
     json_object_set_new(v, "ctx", report_count(l->n_ctx));
     json_object_set_new(v, "model", report_text(o->model, strlen(o->model)));
+    json_object_set_new(v, "kv_type", json_string(o->cache_k));
     json_object_set_new(v, "isa", json_string(spw_engine_isa(l->engine)));
     json_object_set_new(v, "threads", json_integer(spw_engine_n_threads(l->engine)));
     json_object_set_new(timings, "eval_ms", report_real(1e3 * p->seconds));

@@ -288,8 +288,9 @@ static void look(inspection *x)
     if (x->vocab_error.code != SPW_OK) x->vocab = NULL;
     sum_types(x);
     x->n_ctx = x->flags->ctx ? (uint64_t)x->flags->ctx : x->info.n_ctx_train;
-    spw_engine_params params = spw_engine_default_params();
+    spw_engine_params params = options_engine(x->flags);
     x->has_memory = x->info_error.code == SPW_OK && x->info.has_weights && x->n_ctx > 0 && spw_file_memory(x->file, x->n_ctx, &params, &x->memory, NULL) == SPW_OK;
+    if (x->has_memory) x->info.kv_bytes_per_pos = x->memory.kv_bytes_per_pos;
 }
 
 static int inspect_main(const options *o)
@@ -321,7 +322,7 @@ const command command_inspect = {
                    "weights, keys and values, scratch, and what the system has available. Only the header is read. Values of keys are shortened.\n\n"
                    "With --json one object holds the same, with all tensors and keys.",
     .examples = "  spillway inspect model.gguf\n"
-                "  spillway inspect model.gguf -c 131072\n"
+                "  spillway inspect model.gguf -c 131072 -ctk q8_0 -ctv q8_0\n"
                 "  spillway inspect model.gguf --json | jq .memory\n",
     .operand = "FILE",
     .main = inspect_main,

@@ -256,6 +256,7 @@ json_t *generate_to_json(const generator *g, const turn *t)
     json_object_set_new(timings, "predicted_ms", report_real(1e3 * t->predicted_seconds));
     json_object_set_new(timings, "predicted_per_second", report_real(per_second(t->n_tokens, t->predicted_seconds)));
     json_object_set_new(o, "timings", timings);
+    json_object_set_new(kv, "type", json_string(g->flags->cache_k));
     json_object_set_new(kv, "bytes", report_count(s.kv_bytes));
     json_object_set_new(kv, "positions", report_count(s.positions));
     json_object_set_new(kv, "policy", json_string(s.kv_policy));

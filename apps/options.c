@@ -50,7 +50,7 @@ static const char *rope_choices(void)
 /* In the order of spw_kv_type. */
 static const char *kv_type_choices(void)
 {
-    return "f16, f32";
+    return "f16, f32, q8_0";
 }
 
 static const char *output_choices(void)
@@ -81,6 +81,10 @@ static const char group_template[] = "Chat template";
 static const char group_generation[] = "Generation";
 static const char group_machine[] = "Machine";
 static const char group_output[] = "Output";
+
+#define CACHE_TYPES \
+    "f16: halves. f32: floats, twice the memory, for comparing. q8_0: bytes, about half the memory of f16; not in blocks of 32 as llama.cpp has them, " \
+    "but keys with a scale for each channel of a page of 128 positions and values with one for each position; the newest up to 128 positions stay halves."
 
 static const option table[] = {
     {ALL_COMMANDS, group_input, 'm', "model", "FILE", WORDS(model), "", "The model, a GGUF file; of a split model its first part."},
@@ -136,7 +140,9 @@ static const option table[] = {
     {GENERATING, group_generation, 's', "seed", "N", WHOLE(seed, -1, 4294967295.0), NULL, "Seed of the sampler; -1: a fresh one, which the statistics name."},
     {GENERATING, group_generation, 0, "ignore-eos", NULL, SWITCH(ignore_eos), "", "Never choose a token that ends the answer."},
 
-    {CMD_BENCH, group_context, 0, "cache-type-k|-ctk", "TYPE,...", SOME_OF(type_k, kv_type_choices), "f16", "How keys are kept."},
+    {LOADING | CMD_INSPECT, group_context, 0, "cache-type-k|-ctk", "TYPE", ONE_OF(cache_k, kv_type_choices, NULL), NULL, "How keys are kept. " CACHE_TYPES},
+    {LOADING | CMD_INSPECT, group_context, 0, "cache-type-v|-ctv", "TYPE", ONE_OF(cache_v, kv_type_choices, NULL), NULL, "How values are kept: as the keys."},
+    {CMD_BENCH, group_context, 0, "cache-type-k|-ctk", "TYPE,...", SOME_OF(type_k, kv_type_choices), "f16", "How keys are kept. " CACHE_TYPES},
     {CMD_BENCH, group_context, 0, "cache-type-v|-ctv", "TYPE,...", SOME_OF(type_v, kv_type_choices), "f16", "How values are kept: as the keys."},
 
     {CMD_BENCH, group_machine, 't', "threads", "N,...", WHOLES(n_threads, 1, 256), "one per core", "Threads that compute. Results do not depend on it."},
@@ -166,7 +172,7 @@ static options options_defaults(void)
     spw_sampler_params sampler = spw_sampler_default_params();
     spw_session_params session = spw_session_default_params();
     return (options){
-        .predict = -1, .chunks = -1, .seed = -1, .batch = 512, .repetitions = 5, .output = "md",
+        .predict = -1, .chunks = -1, .seed = -1, .batch = 512, .repetitions = 5, .output = "md", .cache_k = "f16", .cache_v = "f16",
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
         .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,
@@ -391,6 +397,10 @@ static bool check_together(const options *o, const command *c)
         report_error(c->name, "--system: needs a chat template, and --chat-template is none");
         return false;
     }
+    if (strcmp(o->cache_k, o->cache_v) != 0) {
+        report_error(c->name, "-ctk and -ctv: expected the same type for keys and values, found %s and %s", o->cache_k, o->cache_v);
+        return false;
+    }
     if (!o->model && !o->models.n && c->bit != CMD_INSPECT && !o->kernels && !o->machine) {
         report_error(c->name, "no model given: -m FILE names it");
         return false;
@@ -421,6 +431,7 @@ parse_result options_parse(options *o, const command *c, int argc, char **argv)
             return PARSE_BAD;
         }
     }
+    o->kv_type = strcmp(o->cache_k, "f32") == 0 ? SPW_KV_F32 : strcmp(o->cache_k, "q8_0") == 0 ? SPW_KV_Q8 : SPW_KV_F16;
     return check_together(o, c) ? PARSE_OK : PARSE_BAD;
 }
 

@@ -52,6 +52,7 @@ typedef struct options {
     double temp, top_p, min_p, repeat_penalty;
     int64_t top_k, repeat_last_n;
     int64_t seed; /* -1: not given */
+    const char *cache_k, *cache_v; /* the same name; bench has lists */
     const char *kv_policy;
     int64_t kv_sink, kv_window;
     const char *rope_scaling; /* NULL: as the file says */
@@ -64,7 +65,7 @@ typedef struct options {
     word_list models;
     number_list n_prompt, n_gen, pairs, n_depth, n_threads, n_batch;
     number_list type_k, type_v; /* of spw_kv_type */
-    spw_kv_type kv_type;
+    spw_kv_type kv_type; /* what the name stands for; bench: of the engine that is being measured */
     int64_t repetitions, sweep_step;
     const char *output;
     bool fill, sweep, no_warmup, kernels, machine;

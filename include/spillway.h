@@ -21,7 +21,7 @@
  * Reproducibility: on one machine the bits of a row's logits depend only on the model, on the tokens of
  * its session, on which of them were evaluated as prompt or as generated tokens, on the kernels (spw_engine_isa) and on
  * whether weights were repacked (spw_engine_load_stats: short memory at loading decides this): not on the number of threads, on
- * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md).
+ * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md; SPW_KV_Q8 has an exception at spw_session_truncate).
  */
 #ifndef SPILLWAY_H
 #define SPILLWAY_H
@@ -89,7 +89,7 @@ typedef struct spw_model_info {
     char rope_scaling[16];    /* none, linear, yarn, llama3 */
     uint64_t n_params;        /* elements of all tensors */
     uint64_t weight_bytes;    /* bytes of all tensors */
-    uint64_t kv_bytes_per_pos; /* host KV bytes of one position: all layers, K and V */
+    uint64_t kv_bytes_per_pos; /* host KV bytes of one position: all layers, K and V; as halves, or as the engine keeps them */
 } spw_model_info;
 
 /* Opens a GGUF file, or the first part of a split one (the others are found beside it by name).
@@ -181,6 +181,8 @@ typedef enum spw_rope_scaling {
 typedef enum spw_kv_type {
     SPW_KV_F16 = 0, /* K and V are kept as halves */
     SPW_KV_F32,     /* as floats: twice the memory and no faster; for comparing with implementations that do not round K and V */
+    SPW_KV_Q8,      /* as signed bytes, about half the memory: K scaled for each channel of a page of 128 positions, V for each position.
+                     * The newest up to 128 positions are halves until their page is full.  See spw_session_truncate */
 } spw_kv_type;
 
 typedef struct spw_engine_params {
@@ -227,7 +229,8 @@ spw_load_stats spw_engine_load_stats(const spw_engine *e);
 typedef struct spw_memory {
     uint64_t weights;   /* mapped file, read on demand, or the repacked copy in its place */
     uint64_t kv;        /* host KV of n_pos positions */
-    uint64_t scratch;   /* activations and logits */
+    uint64_t kv_bytes_per_pos; /* of one position, of the type that the parameters ask for */
+    uint64_t scratch;   /* activations, logits, and K and V that are not bytes yet (SPW_KV_Q8) */
     uint64_t available; /* what the system can give now, file cache included; cgroup and address space limits counted */
 } spw_memory;
 spw_status spw_file_memory(const spw_file *f, uint64_t n_pos, const spw_engine_params *params, spw_memory *out, spw_err *err);
@@ -252,7 +255,10 @@ spw_status spw_session_fork(spw_session **out, const spw_session *from, const sp
 void spw_session_free(spw_session *s);
 uint64_t spw_session_pos(const spw_session *s);   /* positions held: the next token takes this one */
 uint64_t spw_session_n_ctx(const spw_session *s); /* positions at most */
-/* Forgets every position from pos on (pos <= spw_session_pos); the logits become NULL unless nothing was forgotten. */
+/* Forgets every position from pos on (pos <= spw_session_pos); the logits become NULL unless nothing was forgotten.
+ * SPW_KV_Q8: when pos lies inside a page that was full, up to 127 positions before pos go on as what their bytes stand for: later logits
+ * then differ, by as much as bytes do from halves, from those of a session that never went beyond pos.  Not when pos is a multiple of 128,
+ * or its page was not full. */
 spw_status spw_session_truncate(spw_session *s, uint64_t pos, spw_err *err);
 /* Names of the known policies, separated by ", ". */
 const char *spw_kv_policies(void);

@@ -34,7 +34,7 @@ spw_status spw_bench_machine(spw_machine *out, int n_threads, spw_err *err);
 
 typedef struct spw_bench_record {
     const char *kernel; /* attn_decode, attn_prefill, attn_peaked, digest_score, top_k, matvec, matmul, fork_join */
-    const char *type;   /* f16, or the weight type */
+    const char *type;   /* f16, q8 (rows of the KV store), or the weight type */
     uint32_t g, head_dim; /* query heads per KV head; 0 where there are none */
     uint32_t block;     /* positions per block; 0: dense, 1: single positions */
     uint32_t n;         /* top_k: scores; 0 elsewhere */

@@ -174,7 +174,7 @@ static void check_random(size_t n_q, size_t dim, uint32_t n, float scale, float 
     uint64_t seed = 1 + n_q * 7919 + dim * 104729 + n;
     rows r = rows_random(n, dim, 1, v_scale, &seed);
     float *q = queries_random(n_q, dim + 3, scale, &seed);
-    kern_span span = {r.at, n};
+    kern_span span = {.rows = r.at, .n = n};
     job *p = job_new();
     p->n_q = n_q, p->dim = dim, p->q = q + 1, p->q_stride = dim + 3, p->spans = &span, p->n_spans = 1;
     check_problem(p, (double)scale * (double)dim, (double)v_scale, singles);
@@ -196,7 +196,7 @@ static void test_by_hand(void)
         r.at[2 * DIM + i] = kern_f32_to_f16(k1[i]), r.at[3 * DIM + i] = kern_f32_to_f16(v1[i]);
     }
     double s0 = 0.75, s1 = 0.5, e0 = exp(s0), e1 = exp(s1);
-    kern_span span = {r.at, 2};
+    kern_span span = {.rows = r.at, .n = 2};
     job *p = job_new();
     p->n_q = 1, p->dim = DIM, p->q = q, p->q_stride = DIM, p->spans = &span, p->n_spans = 1;
     for (size_t i = 0; i < N_ISA; i++) {
@@ -253,7 +253,7 @@ static void test_large_offsets(void)
         float *q = queries_random(N_Q, DIM, 0, &seed);
         for (size_t i = 0; i < N_Q; i++) q[i * DIM] = size, q[i * DIM + 1] = 1 + (float)i;
         for (size_t i = 0; i < N; i++) r.at[i * 2 * DIM] = kern_f32_to_f16(1), r.at[i * 2 * DIM + 1] = kern_f32_to_f16(step * (float)i);
-        kern_span span = {r.at, N};
+        kern_span span = {.rows = r.at, .n = N};
         job *p = job_new();
         p->n_q = N_Q, p->dim = DIM, p->q = q, p->q_stride = DIM, p->spans = &span, p->n_spans = 1;
         check_problem(p, fabs((double)size) + N_Q * N * 0.03125, 1, true);
@@ -268,7 +268,7 @@ static void test_no_nan(void)
     enum { DIM = 64, N = 100, N_Q = 20 };
     uint64_t seed = 17;
     rows r = rows_random(N, DIM, 65000, 65000, &seed);
-    kern_span span = {r.at, N};
+    kern_span span = {.rows = r.at, .n = N};
     job *p = job_new();
     for (int same = 0; same < 2; same++) {
         float *q = queries_random(N_Q, DIM, FLT_MAX, &seed);
@@ -310,7 +310,7 @@ static void test_masks(void)
     rows r = rows_random(N, DIM, 1, 1, &seed);
     float *q = queries_random(N_Q, DIM, 0.5f, &seed);
     uint32_t n_valid[N_Q];
-    kern_span span = {r.at, N}, part;
+    kern_span span = {.rows = r.at, .n = N}, part;
     job *p = job_new(), *one = job_new();
     for (int kind = 0; kind < 4; kind++) {
         for (uint32_t i = 0; i < N_Q; i++) {
@@ -325,7 +325,7 @@ static void test_masks(void)
                 if (!t) continue;
                 job_run(p, t);
                 for (size_t i = 0; i < n_q; i++) {
-                    part = (kern_span){r.at, n_valid[i]};
+                    part = (kern_span){.rows = r.at, .n = n_valid[i]};
                     one->n_q = 1, one->dim = DIM, one->q = q + i * DIM, one->q_stride = DIM, one->spans = &part, one->n_spans = 1;
                     job_run(one, t);
                     CHECK(same_answer(one, 0, p, i));
@@ -345,11 +345,11 @@ static void check_cut(const rows *r, const float *q, size_t n_q, size_t dim, uin
 {
     uint32_t parts[5] = {cut, 0, cut2 - cut, n - cut2, 0}, at = 0;
     rows pieces[5];
-    kern_span spans[5], span = {r->at, n};
+    kern_span spans[5], span = {.rows = r->at, .n = n};
     for (size_t i = 0; i < 5; i++) {
         pieces[i] = rows_make(parts[i], dim);
         if (parts[i]) memcpy(pieces[i].at, r->at + at * 2 * dim, parts[i] * 4 * dim);
-        spans[i] = (kern_span){pieces[i].at, parts[i]};
+        spans[i] = (kern_span){.rows = pieces[i].at, .n = parts[i]};
         at += parts[i];
     }
     job *whole = job_new(), *cuts = job_new();
@@ -419,14 +419,14 @@ static void test_merge_identity(void)
 /* Two and many parts against one. */
 static void check_split(const kern_table *t, const rows *r, const float *q, size_t dim, uint32_t n, uint32_t part)
 {
-    kern_span span = {r->at, n};
+    kern_span span = {.rows = r->at, .n = n};
     job *whole = job_new(), *piece = job_new();
     float o[MAX_DIM] = {0}, lse = -INFINITY;
     whole->n_q = 1, whole->dim = dim, whole->q = q, whole->q_stride = dim, whole->spans = &span, whole->n_spans = 1;
     job_run(whole, t);
     *piece = *whole;
     for (uint32_t at = 0; at < n; at += part) {
-        kern_span s = {r->at + at * 2 * dim, n - at < part ? n - at : part};
+        kern_span s = {.rows = r->at + at * 2 * dim, .n = n - at < part ? n - at : part};
         piece->spans = &s;
         job_run(piece, t);
         t->merge(o, &lse, job_o(piece, 0), piece->lse[GUARD], dim);
@@ -465,7 +465,7 @@ static void test_rows_of_floats(void)
         float *f = (float *)(void *)whole.at;
         for (size_t i = 0; i < n_elems; i++) f[i] = kern_f16_to_f32(half.at[i]);
         float *q = queries_random(21, dims[d], 0.5f, &seed);
-        kern_span span = {half.at, N}, float_spans[2] = {{f, 70}, {f + 70 * 2 * dims[d], N - 70}};
+        kern_span span = {.rows = half.at, .n = N}, float_spans[2] = {{.rows = f, .n = 70}, {.rows = f + 70 * 2 * dims[d], .n = N - 70}};
         for (size_t n_q = 1; n_q <= 21; n_q += 5) {
             a->n_q = n_q, a->dim = dims[d], a->q = q, a->q_stride = dims[d], a->spans = &span, a->n_spans = 1;
             *b = *a;
@@ -493,7 +493,7 @@ static void test_vector_isas_agree(void)
     for (size_t d = 0; d < N_DIMS; d++) {
         rows r = rows_random(150, dims[d], 1, 1, &seed);
         float *q = queries_random(21, dims[d], 0.5f, &seed);
-        kern_span span = {r.at, 150};
+        kern_span span = {.rows = r.at, .n = 150};
         for (size_t n_q = 1; n_q <= 21; n_q += 5) {
             a->n_q = n_q, a->dim = dims[d], a->q = q, a->q_stride = dims[d], a->spans = &span, a->n_spans = 1;
             *b = *a;
@@ -517,7 +517,7 @@ static void test_vector_isas_have_known_bits(void)
         for (size_t d = 0; d < N_DIMS && t; d++) {
             rows r = rows_random(150, dims[d], 1, 1, &seed);
             float *q = queries_random(21, dims[d], 0.5f, &seed);
-            kern_span span = {r.at, 150};
+            kern_span span = {.rows = r.at, .n = 150};
             for (size_t n_q = 1; n_q <= 21; n_q += 5) {
                 p->n_q = n_q, p->dim = dims[d], p->q = q, p->q_stride = dims[d], p->spans = &span, p->n_spans = 1;
                 job_run(p, t);

@@ -347,6 +347,28 @@ def test_json_object():
     equal(plain("Once upon a time", "-b", 1)["logits_hash"], r["logits_hash"], "any batch size")
 
 
+def test_cache_types():
+    text = "Once upon a time there was a little bird. " * 18
+    f16, q8 = (plain(text, "-ctk", t, "-ctv", t) for t in ("f16", "q8_0"))
+    equal((f16["kv"]["type"], q8["kv"]["type"]), ("f16", "q8_0"))
+    equal(f16["kv"]["positions"] > 128 and f16["n_prompt"] == q8["n_prompt"], True)
+    equal(f16["logits_hash"] == q8["logits_hash"], False, "bytes are not halves")
+    equal(q8["logits_hash"], plain(text, "--cache-type-k", "q8_0", "--cache-type-v=q8_0", "-b", 100, "-t", 1)["logits_hash"], "any batch size, any number of threads")
+    a, b = (plain("Once upon a time", "-ctk", t, "-ctv", t)["logits_hash"] for t in ("f16", "q8_0"))
+    equal(a, b, "a page that is not full holds halves")
+    f32 = plain(text, "-ctk", "f32", "-ctv", "f32")
+    equal(q8["kv"]["bytes"] < 0.6 * f32["kv"]["bytes"], True, (q8["kv"]["bytes"], f32["kv"]["bytes"]))
+    for c, flags in (("run", ("-p", "a")), ("chat", ()), ("inspect", ()), ("eval", ())):
+        first = (c, "ppl") if c == "eval" else (c,)
+        refused(*first, "-m", tiny(), *flags, "-ctk", "q8_0", needles=("-ctk", "-ctv", "q8_0", "f16"), code=2)
+        refused(*first, "-m", tiny(), *flags, "-ctk", "f32", "-ctv", "q8_0", needles=("same", "f32", "q8_0"), code=2)
+        refused(*first, "-m", tiny(), *flags, "-ctk", "q4_0", needles=("f16, f32, q8_0", "q4_0"), code=2)
+        has(" ".join(spillway(c, "--help")[1].decode().split()), "-ctk", "not in blocks of 32", "a scale for each channel of a page of 128 positions", "Choices: f16, f32, q8_0")
+    ppl = [run_json("eval", "ppl", "-m", story(), "-f", asset("texts", "kjv.txt"), "-c", 256, "--chunks", 4, "-ctk", t, "-ctv", t, "--json") for t in ("f16", "q8_0")]
+    equal([r["kv_type"] for r in ppl], ["f16", "q8_0"])
+    equal(0 < abs(ppl[1]["ppl"] / ppl[0]["ppl"] - 1) < 0.01, True, [r["ppl"] for r in ppl])
+
+
 def test_seed():
     a, b, c = (run_json("run", "-m", story(), "-p", "Once", "-n", 12, "--temp", 1.5, "--json", "-s", s)["tokens"] for s in (1, 1, 2))
     equal(a, b, "same seed")
@@ -556,11 +578,21 @@ def test_perplexity():
     equal(a, run_json("eval", "ppl", "-m", tiny(), "-c", 256, "--chunks", 2, "--json", stdin=start)["ppl"], "any batch size")
 
 
+def test_perplexity_with_bytes():
+    """Keys and values as bytes stay within 0.2 % of halves."""
+    a, b = (run_json("eval", "ppl", "-m", instruct(), "-f", asset("texts", "kjv.txt"), "-c", 512, "--chunks", 8, "-ctk", t, "-ctv", t, "--json")["ppl"] for t in ("f16", "q8_0"))
+    equal(0 < abs(b / a - 1) < 0.002, True, (a, b))
+
+
 def test_inspect():
     r = run_json("inspect", tiny(), "--json", "-c", 1024)
     equal((r["architecture"], r["n_layer"], r["n_embd"], r["n_head"], r["n_head_kv"], r["head_dim"], r["n_vocab"], r["n_ctx_train"]), ("llama", 5, 64, 8, 4, 8, 512, 512))
     equal((r["has_weights"], r["supported"], r["memory"]["n_ctx"]), (True, True, 1024))
     equal(r["kv_bytes_per_pos"], 5 * 4 * 16 * 2 * 2, "layers, KV heads, dimensions rounded up to 16, K and V, bytes")
+    equal(run_json("inspect", tiny(), "--json", "-ctk", "f32", "-ctv", "f32")["kv_bytes_per_pos"], 5 * 4 * 16 * 2 * 4, "floats")
+    q8 = run_json("inspect", tiny(), "--json", "-ctk", "q8_0", "-ctv", "q8_0", "-c", 1024)
+    equal(q8["kv_bytes_per_pos"], 5 * 4 * (16 * 2 + 5), "bytes, and (16 + 128) scales a page, rounded up")
+    equal(q8["memory"]["kv"] < 0.6 * r["memory"]["kv"], True)
     equal(sum(t["tensors"] for t in r["types"]), len(r["tensors"]))
     equal(sum(t["bytes"] for t in r["tensors"]), r["weight_bytes"])
     equal(r["memory"]["available"] > 0, True)

@@ -1,5 +1,5 @@
 /* test_engine.c - the engine's promises on the tiny models of tests/data: the same bits for any number of threads, any cutting of the prompt, any
- * company in the step, after forks and truncations; policies; limits; failures.
+ * company in the step, after forks and truncations; policies; limits; failures.  All of it with K and V as halves, and again with bytes.
  *
  * Uses the public header only, but for the failing allocator. */
 #include <fenv.h>
@@ -14,6 +14,7 @@ static const char *const models[] = {"tiny-llama3", "tiny-linear", "tiny-yarn", 
 enum { N_MODELS = sizeof models / sizeof models[0] };
 
 static int32_t tokens[N_TOKENS];
+static spw_kv_type kv_type;
 
 static spw_engine *open_model(const char *name, int threads, int batch)
 {
@@ -22,7 +23,7 @@ static spw_engine *open_model(const char *name, int threads, int batch)
     const char *dir = getenv("SPILLWAY_TEST_DATA");
     snprintf(path, sizeof path, "%s/%s.gguf", dir ? dir : "tests/data", name);
     spw_engine *e = NULL;
-    spw_engine_params p = {.n_threads = threads, .n_batch = batch};
+    spw_engine_params p = {.n_threads = threads, .n_batch = batch, .kv_type = kv_type};
     CHECK_OK(spw_engine_open(&e, path, &p, &err), err);
     if (!e) exit(1);
     return e;
@@ -165,16 +166,106 @@ static void test_forks_and_truncations(void)
     CHECK_OK(spw_session_eval(b, tokens + 300, 400, &err), err);
     CHECK(same_logits(b, want + 699 * n_vocab, n_vocab));
     CHECK_INT(spw_session_truncate(b, 701, &err), SPW_E_ARG);
-    CHECK_OK(spw_session_truncate(b, 10, &err), err);
-    CHECK_OK(spw_session_eval(b, tokens + 10, 1, &err), err);
-    CHECK(same_logits(b, want + 10 * n_vocab, n_vocab));
+    uint64_t kept = kv_type == SPW_KV_Q8 ? 128 : 10; /* bytes do not become the halves that they were: test_truncated_into_bytes */
+    CHECK_OK(spw_session_truncate(b, kept, &err), err);
+    CHECK_OK(spw_session_eval(b, tokens + kept, 1, &err), err);
+    CHECK(same_logits(b, want + kept * n_vocab, n_vocab));
     CHECK_OK(spw_engine_check(e, &err), err);
     spw_session_free(a);
-    CHECK_OK(spw_session_eval(b, tokens + 11, 689, &err), err);
+    CHECK_OK(spw_session_eval(b, tokens + kept + 1, N_TOKENS - 1 - kept, &err), err);
     CHECK(same_logits(b, want + 699 * n_vocab, n_vocab));
     spw_session_free(b);
     spw_engine_close(e);
     free(want);
+}
+
+/* A step of many passes that fails in any of them: the session is where it was, and goes on to the same bits. */
+static void test_failed_steps(void)
+{
+    spw_err err = {0};
+    float *want = all_logits("tiny-llama3");
+    spw_engine *e = open_model("tiny-llama3", 2, 40);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    spw_session *s = new_session(e, "full", N_TOKENS);
+    CHECK_OK(spw_session_eval(s, tokens, 100, &err), err);
+    int refused = 0;
+    for (long n = 0; spw_session_pos(s) == 100 && n < 100; n++) {
+        mem_fail_after(n, true);
+        spw_status st = spw_session_eval(s, tokens + 100, 500, &err);
+        mem_fail_after(-1, false);
+        CHECK_INT(st, spw_session_pos(s) == 100 ? SPW_E_NOMEM : SPW_OK);
+        if (st) CHECK(same_logits(s, want + 99 * n_vocab, n_vocab));
+        CHECK_OK(spw_engine_check(e, &err), err);
+        refused += st != SPW_OK;
+    }
+    CHECK(refused > 0 || kv_type == SPW_KV_F16);
+    CHECK(same_logits(s, want + 599 * n_vocab, n_vocab));
+    CHECK_OK(spw_session_eval(s, tokens + 600, 100, &err), err);
+    CHECK(same_logits(s, want + 699 * n_vocab, n_vocab));
+    spw_session_free(s);
+    spw_engine_close(e);
+    free(want);
+}
+
+/* Mean square of the difference of two sets of logits, as a share of that of the first. */
+static double distance(const float *a, const float *b, size_t n)
+{
+    double difference = 0, all = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - (double)b[i];
+        difference += d * d;
+        all += (double)a[i] * (double)a[i];
+    }
+    return difference / all;
+}
+
+/* Rows of a page that was full go on as what their bytes stand for: near what they were, the same for all who do it, and exact where the page was not full. */
+static void test_truncated_into_bytes(void)
+{
+    spw_err err = {0};
+    float *want = all_logits("tiny-qwen2");
+    spw_engine *e = open_model("tiny-qwen2", 2, 0);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    spw_session *a = new_session(e, "full", N_TOKENS), *b = NULL;
+    CHECK_OK(spw_session_eval(a, tokens, 300, &err), err);
+    CHECK_OK(spw_session_fork(&b, a, NULL, &err), err);
+    CHECK_OK(spw_session_truncate(a, 200, &err), err);
+    CHECK_OK(spw_session_truncate(b, 200, &err), err);
+    CHECK_OK(spw_engine_check(e, &err), err);
+    CHECK_OK(spw_session_eval(a, tokens + 200, 70, &err), err);
+    for (size_t i = 200; i < 270; i++) CHECK_OK(spw_session_decode(b, tokens[i], &err), err);
+    CHECK(same_logits(b, spw_session_logits(a), n_vocab));
+    CHECK(!same_logits(a, want + 269 * n_vocab, n_vocab));
+    CHECK(distance(spw_session_logits(a), want + 269 * n_vocab, n_vocab) < 1e-3);
+    CHECK_OK(spw_session_truncate(a, 128, &err), err);
+    CHECK_OK(spw_session_eval(a, tokens + 128, 142, &err), err);
+    CHECK(same_logits(a, want + 269 * n_vocab, n_vocab));
+    CHECK_OK(spw_session_truncate(a, 260, &err), err);
+    CHECK_OK(spw_session_eval(a, tokens + 260, 10, &err), err);
+    CHECK(same_logits(a, want + 269 * n_vocab, n_vocab));
+    spw_session_free(a);
+    spw_session_free(b);
+    spw_engine_close(e);
+    free(want);
+}
+
+/* Bytes move logits, and not by much. */
+static void test_bytes_are_near_halves(void)
+{
+    for (int m = 0; m < N_MODELS; m++) {
+        spw_engine *e = open_model(models[m], 1, 0);
+        size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+        float *bytes = all_logits(models[m]), *halves;
+        kv_type = SPW_KV_F16;
+        halves = all_logits(models[m]);
+        kv_type = SPW_KV_Q8;
+        double first = distance(bytes, halves, 128 * n_vocab), later = distance(bytes, halves, N_TOKENS * n_vocab);
+        CHECK(first == 0); /* no page is full yet */
+        CHECK(later > 0 && later < 2e-3);
+        free(bytes);
+        free(halves);
+        spw_engine_close(e);
+    }
 }
 
 static void test_window_policy(void)
@@ -195,7 +286,7 @@ static void test_window_policy(void)
     CHECK_OK(spw_session_decode(s, tokens[620], &err), err);
     CHECK(!same_logits(s, want + 620 * n_vocab, n_vocab));
     spw_session_stats st = spw_session_get_stats(s);
-    CHECK_INT(st.middle_bytes, (621 - 320) * 2 * 2 * 32 * 4);
+    CHECK_INT(st.middle_bytes, (621 - 320) * 2 * 2 * 32 * (kv_type == SPW_KV_Q8 ? 2 : 4));
     CHECK_INT(st.read_bytes, 0);
     CHECK_STR(st.kv_policy, "window");
     /* One past, two policies: a fork of the windowed session that attends to everything is exact again. */
@@ -263,9 +354,9 @@ static void test_failing_allocator(void)
         mem_fail_after(n, n % 2);
         spw_engine *e = NULL;
         spw_session *s = NULL, *f = NULL;
-        spw_status st = spw_engine_open(&e, "tests/data/tiny-linear.gguf", &(spw_engine_params){.n_threads = 2, .n_batch = 16}, &err);
+        spw_status st = spw_engine_open(&e, "tests/data/tiny-linear.gguf", &(spw_engine_params){.n_threads = 2, .n_batch = 16, .kv_type = kv_type}, &err);
         if (!st) st = spw_session_create(&s, e, NULL, &err);
-        if (!st) st = spw_session_eval(s, tokens, 40, &err);
+        if (!st) st = spw_session_eval(s, tokens, 170, &err);
         if (!st) st = spw_session_fork(&f, s, NULL, &err);
         if (!st) st = spw_session_decode(f, 7, &err);
         mem_fail_after(-1, false);
@@ -290,12 +381,19 @@ int main(void)
 {
     uint64_t seed = 42;
     for (int i = 0; i < N_TOKENS; i++) tokens[i] = (int32_t)(test_rand(&seed) % 256);
-    RUN(test_threads_and_cuts);
-    RUN(test_decode_equals_prompt);
-    RUN(test_company_does_not_matter);
-    RUN(test_forks_and_truncations);
-    RUN(test_window_policy);
+    for (int i = 0; i < 2; i++) {
+        kv_type = i ? SPW_KV_Q8 : SPW_KV_F16;
+        RUN(test_threads_and_cuts);
+        RUN(test_decode_equals_prompt);
+        RUN(test_company_does_not_matter);
+        RUN(test_forks_and_truncations);
+        RUN(test_failed_steps);
+        RUN(test_window_policy);
+        RUN(test_failing_allocator);
+    }
+    RUN(test_truncated_into_bytes);
+    RUN(test_bytes_are_near_halves);
+    kv_type = SPW_KV_F16;
     RUN(test_limits_and_bad_arguments);
-    RUN(test_failing_allocator);
     return test_done();
 }

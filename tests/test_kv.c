@@ -205,7 +205,7 @@ static void test_spans_cover_the_rows(void)
         uint32_t n = (uint32_t)(test_rand(&seed) % (a.len - first + 1)), seen = 0;
         if (n > KERN_SPAN) n = KERN_SPAN;
         kern_span spans[KV_MAX_SPANS];
-        size_t count = kv_spans(a.seq, 2, 1, first, n, spans);
+        size_t count = kv_spans(a.seq, 2, 1, first, n, false, spans);
         CHECK(count <= KV_MAX_SPANS);
         for (size_t s = 0; s < count; s++) {
             CHECK(spans[s].n > 0);

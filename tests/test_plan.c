@@ -3,11 +3,11 @@
 #include "plan.h"
 #include "test.h"
 
-static kv_store *new_store(uint32_t n_head_kv)
+static kv_store *new_store(uint32_t n_head_kv, kv_type type)
 {
     spw_err err;
     kv_store *st = NULL;
-    CHECK_OK(kv_store_create(&st, &(kv_config){.n_layer = 1, .n_head_kv = &n_head_kv, .dim = 16}, &err), err);
+    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = 1, .n_head_kv = &n_head_kv, .dim = 16}, &err), err);
     return st;
 }
 
@@ -57,6 +57,18 @@ static void test_bad_policies(void)
     CHECK_INT(policy_init(&p, "full", &pp, &err), SPW_E_ARG);
 }
 
+/* No item mixes rows that are seen sealed with rows that are not; the rows of a prompt block see the same ones sealed. */
+static void check_borders(const plan *p, const plan_rows *rows)
+{
+    for (size_t i = 0; i < p->n_items; i++) {
+        const plan_item *it = &p->items[i];
+        const plan_rows *r = &rows[it->rows];
+        uint64_t first = r->first_pos + it->first_row, border = kv_border(r->seq, first);
+        if (it->kind == PLAN_PROMPT) CHECK(kv_border(r->seq, first + it->n - 1) == border);
+        else CHECK(it->first_pos >= border || it->first_pos + it->n <= border);
+    }
+}
+
 /* Rows of a prompt and of decode sessions: every (row, head, position) that must be attended is in exactly one item. */
 static void check_plan(const plan *p, const plan_rows *rows, size_t n_rows, uint32_t heads)
 {
@@ -90,10 +102,10 @@ static void check_plan(const plan *p, const plan_rows *rows, size_t n_rows, uint
     }
 }
 
-static void test_plans(void)
+static void run_plans(kv_type type)
 {
     spw_err err;
-    kv_store *st = new_store(3);
+    kv_store *st = new_store(3, type);
     policy full, window;
     policy_params pp = {.n_layer = 1, .sink = 64, .window = 256};
     CHECK_OK(policy_init(&full, "full", &pp, &err), err);
@@ -116,8 +128,9 @@ static void test_plans(void)
         }
         CHECK_OK(plan_build(&p, rows, 3, &(plan_shape){.n_head_kv = 3, .group = 1 + (uint32_t)(test_rand(&seed) % 16)}, &err), err);
         check_plan(&p, rows, 3, 3);
+        check_borders(&p, rows);
         for (int i = 0; i < 3; i++) {
-            uint64_t row_bytes = 16 * 4, middle = rows[i].decode ? policy_middle(&pp, rows[i].first_pos + 1) * 3 * row_bytes : 0;
+            uint64_t row_bytes = 16 * (type == KV_Q8 ? 2 : 4), middle = rows[i].decode ? policy_middle(&pp, rows[i].first_pos + 1) * 3 * row_bytes : 0;
             CHECK_INT(p.reads[i].middle_bytes, middle);
             CHECK_INT(p.reads[i].row_bytes, i % 2 ? 0 : middle);
         }
@@ -128,11 +141,28 @@ static void test_plans(void)
     kv_store_free(st);
 }
 
+static void test_plans(void)
+{
+    run_plans(KV_F16);
+    run_plans(KV_Q8);
+}
+
+/* Pieces end at multiples of KERN_SPAN, at the border, and where the positions do. */
+static void test_cuts(void)
+{
+    CHECK_INT(plan_cut(0, 2000, 0), KERN_SPAN);
+    CHECK_INT(plan_cut(0, 100, 0), 100);
+    CHECK_INT(plan_cut(KERN_SPAN, 2000, KERN_SPAN + 128), KERN_SPAN + 128);
+    CHECK_INT(plan_cut(KERN_SPAN + 128, KERN_SPAN + 130, KERN_SPAN + 128), KERN_SPAN + 130);
+    CHECK_INT(plan_cut(5, 2000, 3 * KERN_SPAN), KERN_SPAN);
+    CHECK_INT(plan_cut(130, 140, 256), 140);
+}
+
 /* A prompt of many blocks comes out longest first. */
 static void test_longest_first(void)
 {
     spw_err err;
-    kv_store *st = new_store(1);
+    kv_store *st = new_store(1, KV_F16);
     kv_seq *s = NULL;
     CHECK_OK(kv_seq_create(&s, st, 1000, &err), err);
     CHECK_OK(kv_seq_reserve(s, 1000, &err), err);
@@ -148,7 +178,7 @@ static void test_longest_first(void)
 static void test_failing_allocator(void)
 {
     spw_err err;
-    kv_store *st = new_store(2);
+    kv_store *st = new_store(2, KV_F16);
     kv_seq *s = NULL;
     policy full;
     policy_params pp = {.n_layer = 1, .sink = 4, .window = 4};
@@ -180,6 +210,7 @@ int main(void)
     RUN(test_policies_keep_sink_and_window);
     RUN(test_bad_policies);
     RUN(test_plans);
+    RUN(test_cuts);
     RUN(test_longest_first);
     RUN(test_failing_allocator);
     return test_done();

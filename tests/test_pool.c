@@ -152,6 +152,113 @@ static void test_wakes_are_not_lost(void)
     run_jobs(system_n_cores() + 1, test_is_emulated() ? 5000 : 200000 / SLOWER, size_tiny, NULL);
 }
 
+/* Items that wait for others: bounded, so that what never comes is a failure and not a hang. */
+typedef struct gate {
+    size_t n_items, closed; /* the item that waits for all others */
+    int n_threads;
+    atomic_size_t n_done;
+    atomic_bool late;
+    int worker[16];
+} gate;
+
+static void wait_for(gate *g, size_t n)
+{
+    for (int i = 0; atomic_load(&g->n_done) < n; i++) {
+        if (i == 20000) {
+            atomic_store(&g->late, true);
+            return;
+        }
+        pause_ns(100000);
+    }
+}
+
+static void closed_item(void *ctx, size_t item, int worker)
+{
+    gate *g = ctx;
+    (void)worker;
+    if (item == g->closed) wait_for(g, g->n_items - 1);
+    else pause_ns(200000); /* so that the closed one is begun while there is work */
+    atomic_fetch_add(&g->n_done, 1);
+}
+
+/* A thread that is stuck in an item holds up that item alone: the others take the rest of its share. */
+static void test_shares_are_taken_over(void)
+{
+    for (int n_threads = 2; n_threads <= 3; n_threads++) {
+        for (size_t closed = 0; closed < 12; closed++) {
+            spw_pool *p = make(n_threads); /* in which nobody is left out yet */
+            gate g = {.n_items = 12, .closed = closed};
+            pool_run(p, g.n_items, closed_item, &g);
+            CHECK_INT(atomic_load(&g.n_done), 12);
+            CHECK(!atomic_load(&g.late));
+            pool_free(p);
+        }
+    }
+}
+
+static void shared_item(void *ctx, size_t item, int worker)
+{
+    gate *g = ctx;
+    g->worker[item] = worker;
+    atomic_fetch_add(&g->n_done, 1);
+    wait_for(g, (size_t)g->n_threads);
+}
+
+/* The same item of a job is the same thread's, which is what keeps its data in that thread's cache and on its node; but for a thread that is late from the job
+ * before and meets another's item on its way out. */
+static void test_shares_stay(void)
+{
+    int n_home = 0;
+    spw_pool *p = make(4);
+    for (int job = 0; job < 50; job++) {
+        gate g = {.n_threads = 4};
+        pool_run_all(p, shared_item, &g);
+        for (int i = 0; i < 4; i++) n_home += g.worker[i] == i;
+        CHECK(!atomic_load(&g.late));
+    }
+    CHECK(n_home > 100); /* by chance: 50 */
+    pool_free(p);
+}
+
+static void sleepy_item(void *ctx, size_t item, int worker)
+{
+    (void)ctx, (void)item;
+    if (worker > 0) pause_ns(5000000); /* as if another program had the core */
+}
+
+static void count_item(void *ctx, size_t item, int worker)
+{
+    (void)item;
+    if (worker > 0) atomic_fetch_add((atomic_int *)ctx, 1);
+    pause_ns(100000);
+}
+
+/* A worker that a job waits for, and that does not run, gets no items for a while, and then some again.  pool_run_all knows no such thing. */
+static void test_absent_are_left_out(void)
+{
+    if (system_n_cores() < 2) return; /* with more threads than cores everybody is absent at times */
+    bool left_out = false, called_back = false;
+    spw_pool *p = make(2);
+    for (int i = 0; i < 20 && !left_out; i++) { /* this thread may have been off its core itself */
+        atomic_int n = 0;
+        pool_run_all(p, sleepy_item, NULL);
+        pool_run(p, 8, count_item, &n);
+        left_out = atomic_load(&n) == 0;
+    }
+    CHECK(left_out);
+    gate g = {.n_threads = 2};
+    pool_run_all(p, shared_item, &g);
+    CHECK(!atomic_load(&g.late));
+    for (int i = 0; i < 100 && !called_back; i++) {
+        atomic_int n = 0;
+        pause_ns(10000000);
+        pool_run(p, 8, count_item, &n);
+        called_back = atomic_load(&n) > 0;
+    }
+    CHECK(called_back);
+    pool_free(p);
+}
+
 /* A sum in floating point whose order is fixed by the item, whoever runs it. */
 typedef struct sums {
     double of_item[97];
@@ -284,6 +391,9 @@ int main(void)
     RUN(test_oversubscribed);
     RUN(test_caller_waits);
     RUN(test_wakes_are_not_lost);
+    RUN(test_shares_are_taken_over);
+    RUN(test_shares_stay);
+    RUN(test_absent_are_left_out);
     RUN(test_results_identical);
     RUN(test_subnormals_are_flushed);
     RUN(test_signals_are_blocked);

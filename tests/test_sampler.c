@@ -81,6 +81,49 @@ static void test_greedy(void)
     CHECK_INT(sample_once(p, (float[]){1, 3, 3, 3}, 4), 1);
 }
 
+/* The obvious way. */
+static int32_t best_slowly(const float *l, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++) {
+        float a = isnan(l[i]) ? -INFINITY : l[i], b = isnan(l[best]) ? -INFINITY : l[best];
+        if (a > b) best = i;
+    }
+    return (int32_t)best;
+}
+
+/* Every size around the blocks that the sampler looks at, with ties, NaN and infinities; top_k finds the same one by its own way. */
+static void test_best_of_any_size(void)
+{
+    float l[400];
+    uint64_t state = 11;
+    int n_wrong = 0;
+    spw_sampler_params p = plain, k = plain;
+    p.temp = 0, k.top_k = 1;
+    spw_sampler *greedy = make(p), *first = make(k);
+    for (size_t n = 1; n <= 400; n++) {
+        for (size_t i = 0; i < n; i++) {
+            float u = test_uniform(&state);
+            l[i] = u < -0.8f ? NAN : u < -0.6f ? -INFINITY : floorf(u * 20 - (float)(n % 3) * 40);
+        }
+        if (n % 7 == 0) l[n / 2] = INFINITY;
+        int32_t want = best_slowly(l, n);
+        n_wrong += spw_sampler_sample(greedy, l, n) != want || (n > 1 && spw_sampler_sample(first, l, n) != want);
+    }
+    CHECK_INT(n_wrong, 0);
+    for (size_t i = 0; i < 400; i++) l[i] = i % 2 ? -INFINITY : NAN;
+    CHECK_INT(spw_sampler_sample(greedy, l, 400), 0);
+    l[70] = l[130] = 1; /* fewer than top_k that are possible at all */
+    k.top_k = 4;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        k.seed = seed;
+        int32_t id = sample_once(k, l, 400);
+        n_wrong += id != 70 && id != 130;
+    }
+    CHECK_INT(n_wrong, 0);
+    spw_sampler_free(greedy), spw_sampler_free(first);
+}
+
 /* Without memory for scratch the sampler still answers. */
 static void test_no_memory(void)
 {
@@ -363,6 +406,7 @@ static void test_no_allocation(void)
 int main(void)
 {
     RUN(test_greedy);
+    RUN(test_best_of_any_size);
     RUN(test_no_memory);
     RUN(test_filters);
     RUN(test_filter_order);

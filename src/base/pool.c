@@ -1,18 +1,20 @@
 /* pool.c - fork and join of a job's items.
  *
- * One word, `left`, says how many items of the running job nobody has claimed yet; claiming is left -> left - 1 by compare and swap, and
- * the item's number is n_items - left.  A claimed item keeps the job from ending, so the job's fields are read after the claim and cannot
- * change under the reader: a worker that comes late claims an item of whatever job is running, correctly, or none.
+ * Each thread has a lane: a run of adjacent items, its share of the job, which it claims front to back, so that what it reads is one stream that it can ask for
+ * ahead, and the same share of every job of that size.  A thread that has emptied its lane takes single items from the back of the others, so one that is off its core or
+ * slower holds nobody up for longer than the item it is in.
+ *
+ * A lane's items are one word, first and end, and claiming is a compare and swap of it.  A claimed item keeps the job from ending, so the job's fields in the
+ * lane are read after the claim and cannot change under the reader: a thread that comes late claims an item of whatever job is running, correctly, or none.
  *
  *   word      written by                        orders
- *   left      caller publishes, all claim       release of the job's fields -> acquire by a claim
+ *   items     caller publishes, all claim       release of the lane's fields -> acquire by a claim
+ *   told      caller, once per job of the lane, after the items of all lanes: whoever is told sees all items that nobody has claimed
  *   pending   caller sets, all count down       release of the items' results -> acquire by the caller
- *   epoch     caller, once per job              futex word of sleeping workers; n_sleeping says whether a wake is needed
- *   caller_sleeps  caller sets, the thread that takes pending to 0 clears: futex word of the caller
+ *   sleeps    a waiting thread sets, who has something for it clears: futex word of that thread
  */
 #include "pool.h"
 
-#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
@@ -31,28 +33,36 @@
 #endif
 
 #define MAX_THREADS 256
-#define SPIN_NS 100000 /* time that a waiting thread spins before it sleeps */
+/* Time that a waiting thread spins before it sleeps: about what sleeping and being woken takes.  Longer keeps the thread that it waits for from running where
+ * others want the cores too, and what it burns is taken off its own share. */
+#define SPIN_NS 20000
+#define LOOK_NS 50000      /* time for which a worker is watched that a job waits for */
+#define LEFT_OUT_NS 50000000 /* time for which a worker gets no items after it was off its core in the middle of one */
 
-typedef struct pool_worker {
-    spw_pool *pool;
-    pthread_t thread;
-    int number;
-} pool_worker;
-
-struct spw_pool {
-    alignas(64) atomic_size_t left; /* with the job's fields in one cache line: one miss tells a worker everything */
-    size_t n_items;
+/* What one thread is to do, and where it sleeps. */
+typedef struct pool_lane {
+    alignas(64) atomic_uint_least64_t items; /* with the job's fields in one cache line: one miss tells a worker everything */
     pool_fn *fn;
     void *ctx;
+    atomic_uint told, sleeps;
+    unsigned heard; /* the worker's own: of told */
+    atomic_bool inside; /* the worker's own: it may be in an item */
+    bool has_share;     /* the caller's own: of the job being published */
+    int64_t out_until;  /* the caller's own: 0, or when the worker gets items again */
+    int number, node;
+    spw_pool *pool;
+    pthread_t thread;
+} pool_lane;
+
+struct spw_pool {
     alignas(64) atomic_size_t pending; /* items that are not known to be done */
-    atomic_uint caller_sleeps;
-    alignas(64) atomic_uint epoch;
-    atomic_uint n_sleeping;
-    atomic_bool stop;
-    alignas(64) atomic_bool busy;
+    alignas(64) atomic_bool stop;
+    atomic_bool busy;
     int n_threads;
+    int n_out; /* workers that get no items now */
     int64_t spin_ns;
-    pool_worker workers[]; /* n_threads - 1 */
+    numa_topology numa;
+    pool_lane lanes[]; /* n_threads, the caller's first */
 };
 
 uint64_t pool_float_mode_enter(void)
@@ -103,108 +113,207 @@ static void futex_wait(atomic_uint *word, unsigned value)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-static void futex_wake(atomic_uint *word, int n)
+static void futex_wake(atomic_uint *word)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* True when the caller has something to go on with (is_caller: all items done; a worker: items to claim, or the end of the pool). */
-static bool is_ready(spw_pool *p, bool is_caller)
+static uint64_t make_items(size_t first, size_t end)
 {
-    if (is_caller) return atomic_load(&p->pending) == 0;
-    return atomic_load(&p->left) > 0 || atomic_load_explicit(&p->stop, memory_order_relaxed);
+    return (uint64_t)first << 32 | (uint64_t)end;
+}
+
+static size_t first_of(uint64_t items)
+{
+    return (size_t)(items >> 32);
+}
+
+static size_t end_of(uint64_t items)
+{
+    return (size_t)(items & UINT32_MAX);
+}
+
+static bool is_empty(uint64_t items)
+{
+    return first_of(items) >= end_of(items);
+}
+
+/* True when thread l has something to go on with: the caller, that all items are done; a worker, that it was told of a job, or of the end of the pool. */
+static bool is_ready(pool_lane *l)
+{
+    spw_pool *p = l->pool;
+    if (l->number == 0) return atomic_load(&p->pending) == 0;
+    return atomic_load(&l->told) != l->heard || atomic_load_explicit(&p->stop, memory_order_relaxed);
 }
 
 /* Spins until is_ready or the time is up; returns whether it is ready.  The clock is looked at only now and then. */
-static bool spin(spw_pool *p, bool is_caller)
+static bool spin(pool_lane *l, int64_t ns)
 {
-    if (is_ready(p, is_caller)) return true;
-    if (p->spin_ns == 0) return false;
-    for (int64_t end = now_ns() + p->spin_ns; now_ns() < end;) {
+    if (is_ready(l)) return true;
+    if (ns == 0) return false;
+    for (int64_t end = now_ns() + ns; now_ns() < end;) {
         for (int i = 0; i < 32; i++) {
             cpu_relax();
-            if (is_ready(p, is_caller)) return true;
+            if (is_ready(l)) return true;
         }
     }
     return false;
 }
 
-/* Claims and runs items until none is left.  The count of what was done is published once, which is what lets the job end. */
-static void run_items(spw_pool *p, int worker)
+/* Sequentially consistent, against "says that it sleeps, then looks whether it is ready": one of the two sees the other.  The word is cleared
+ * before the wake, so a thread that is only on its way into the futex does not sleep there. */
+static void wake(pool_lane *l)
 {
-    size_t n_done = 0, left = atomic_load_explicit(&p->left, memory_order_relaxed);
-    while (left > 0) {
-        if (!atomic_compare_exchange_weak_explicit(&p->left, &left, left - 1, memory_order_acquire, memory_order_relaxed)) continue;
-        p->fn(p->ctx, p->n_items - left, worker);
-        n_done++;
-        left = atomic_load_explicit(&p->left, memory_order_relaxed);
-    }
-    if (n_done == 0 || atomic_fetch_sub(&p->pending, n_done) != n_done || worker == 0) return;
-    /* Sequentially consistent, against the caller's "says that it sleeps, then looks at pending": one of the two sees the other.  The word
-     * is cleared before the wake, so a caller that is only on its way into the futex does not sleep there. */
-    if (atomic_load(&p->caller_sleeps) && atomic_exchange(&p->caller_sleeps, 0)) futex_wake(&p->caller_sleeps, 1);
+    if (atomic_load(&l->sleeps) && atomic_exchange(&l->sleeps, 0)) futex_wake(&l->sleeps);
 }
 
-/* The epoch is read before the last look at the job, so a job published in between changes it and the futex does not sleep. */
-static void worker_wait(spw_pool *p)
+static int64_t running_ns(const pool_lane *l)
 {
-    while (!spin(p, false)) {
-        unsigned epoch = atomic_load(&p->epoch);
-        if (is_ready(p, false)) return;
-        atomic_fetch_add(&p->n_sleeping, 1);
-        futex_wait(&p->epoch, epoch);
-        atomic_fetch_sub(&p->n_sleeping, 1);
+    clockid_t clock;
+    struct timespec t;
+    if (pthread_getcpuclockid(l->thread, &clock) != 0 || clock_gettime(clock, &t) != 0) return 0;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The job's end does not come.  Another program may have the core of a worker that is in the middle of an item, and keep it for milliseconds, again and again: who is
+ * caught like that is left out for a while, in which this program goes on with the cores that it has. */
+static void look_for_absent(spw_pool *p)
+{
+    int64_t ran[MAX_THREADS], start = now_ns();
+    for (int i = 1; i < p->n_threads; i++) ran[i] = atomic_load(&p->lanes[i].inside) ? running_ns(&p->lanes[i]) : -1;
+    if (spin(&p->lanes[0], LOOK_NS)) return;
+    int64_t now = now_ns();
+    for (int i = 1; i < p->n_threads; i++) {
+        pool_lane *l = &p->lanes[i];
+        if (ran[i] < 0 || !atomic_load(&l->inside) || running_ns(l) - ran[i] > (now - start) / 2) continue;
+        p->n_out += l->out_until == 0;
+        l->out_until = now + LEFT_OUT_NS;
     }
+}
+
+static void call_back_absent(spw_pool *p, int64_t now)
+{
+    for (int i = 1; i < p->n_threads; i++) {
+        pool_lane *l = &p->lanes[i];
+        if (l->out_until == 0 || l->out_until > now) continue;
+        l->out_until = 0;
+        p->n_out--;
+    }
+}
+
+static void wait_ready(pool_lane *l)
+{
+    spw_pool *p = l->pool;
+    if (spin(l, p->spin_ns)) return;
+    if (l->number == 0 && p->spin_ns > 0) look_for_absent(p);
+    /* Said anew before every look: who made the thread ready the time before may be late and clear the word of this time.  An exchange, as emulators of
+     * AArch64 let the look overtake a mere store. */
+    for (;;) {
+        atomic_exchange(&l->sleeps, 1);
+        if (is_ready(l)) break;
+        futex_wait(&l->sleeps, 1);
+    }
+    atomic_store(&l->sleeps, 0);
+}
+
+/* Claims and runs the items of one lane until none is left, from its front or its back; returns how many. */
+static size_t run_lane(pool_lane *l, bool own, int worker)
+{
+    size_t n_done = 0;
+    uint64_t items = atomic_load_explicit(&l->items, memory_order_relaxed);
+    while (!is_empty(items)) {
+        size_t first = first_of(items), end = end_of(items);
+        uint64_t rest = own ? make_items(first + 1, end) : make_items(first, end - 1);
+        if (!atomic_compare_exchange_weak_explicit(&l->items, &items, rest, memory_order_acquire, memory_order_relaxed)) continue;
+        l->fn(l->ctx, own ? first : end - 1, worker);
+        n_done++;
+        items = atomic_load_explicit(&l->items, memory_order_relaxed);
+    }
+    return n_done;
+}
+
+/* The count of what was done is published once, which is what lets the job end. */
+static void run_items(spw_pool *p, int worker)
+{
+    size_t n_done = run_lane(&p->lanes[worker], true, worker);
+    for (int i = 1; i < p->n_threads; i++) n_done += run_lane(&p->lanes[(worker + i) % p->n_threads], false, worker);
+    if (n_done > 0 && atomic_fetch_sub(&p->pending, n_done) == n_done && worker > 0) wake(&p->lanes[0]);
 }
 
 static void *worker_main(void *arg)
 {
-    pool_worker *w = arg;
-    spw_pool *p = w->pool;
+    pool_lane *l = arg;
+    numa_pin(&l->pool->numa, l->node); /* refused: slower, no more */
     pool_float_mode_enter();
-    while (!atomic_load_explicit(&p->stop, memory_order_relaxed)) {
-        run_items(p, w->number);
-        worker_wait(p);
-    }
-    return NULL;
-}
-
-static void caller_wait(spw_pool *p)
-{
-    if (spin(p, true)) return;
-    /* Said anew before every look: the thread that ended the job before may be late and clear the word of this one.  An exchange, as emulators of
-     * AArch64 let the look overtake a mere store. */
     for (;;) {
-        atomic_exchange(&p->caller_sleeps, 1);
-        if (is_ready(p, true)) break;
-        futex_wait(&p->caller_sleeps, 1);
+        wait_ready(l);
+        if (atomic_load_explicit(&l->pool->stop, memory_order_relaxed)) return NULL;
+        l->heard = atomic_load(&l->told);
+        atomic_store(&l->inside, true);
+        run_items(l->pool, l->number);
+        atomic_store_explicit(&l->inside, false, memory_order_release);
     }
-    atomic_store(&p->caller_sleeps, 0);
 }
 
-/* Tells the workers that there is a job or an end; wakes n of those that sleep. */
-static void wake_workers(spw_pool *p, size_t n)
+/* Items of all lanes first: whoever is told sees everything. */
+static void publish(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
 {
-    atomic_fetch_add(&p->epoch, 1);
-    if (atomic_load(&p->n_sleeping) > 0) futex_wake(&p->epoch, n < INT_MAX ? (int)n : INT_MAX);
+    size_t n_present = (size_t)(p->n_threads - p->n_out), at = 0, first = 0;
+    atomic_store_explicit(&p->pending, n_items, memory_order_relaxed);
+    for (int t = 0; t < p->n_threads; t++) {
+        pool_lane *l = &p->lanes[t];
+        size_t end = l->out_until ? first : n_items * ++at / n_present;
+        l->fn = fn, l->ctx = ctx;
+        l->has_share = end > first;
+        atomic_store_explicit(&l->items, make_items(first, end), memory_order_release);
+        first = end;
+    }
+    for (int t = p->n_threads - 1; t > 0; t--) {
+        if (!p->lanes[t].has_share) continue;
+        atomic_fetch_add(&p->lanes[t].told, 1);
+        wake(&p->lanes[t]);
+    }
+}
+
+static void run_job(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
+{
+    publish(p, n_items, fn, ctx);
+    run_items(p, 0);
+    wait_ready(&p->lanes[0]);
+}
+
+static uint64_t begin_run(spw_pool *p)
+{
+    SPW_CHECK(!atomic_exchange(&p->busy, true));
+    return pool_float_mode_enter();
+}
+
+static void end_run(spw_pool *p, uint64_t mode)
+{
+    pool_float_mode_leave(mode);
+    atomic_store(&p->busy, false);
 }
 
 void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
 {
-    SPW_CHECK(!atomic_exchange(&p->busy, true));
-    uint64_t mode = pool_float_mode_enter();
-    if (p->n_threads == 1 || n_items <= 1) {
+    uint64_t mode = begin_run(p);
+    SPW_CHECK(n_items <= UINT32_MAX);
+    if (p->n_out > 0) call_back_absent(p, now_ns());
+    if (p->n_threads - p->n_out == 1 || n_items <= 1) {
         for (size_t i = 0; i < n_items; i++) fn(ctx, i, 0);
     } else {
-        p->n_items = n_items, p->fn = fn, p->ctx = ctx;
-        atomic_store_explicit(&p->pending, n_items, memory_order_relaxed);
-        atomic_store_explicit(&p->left, n_items, memory_order_release);
-        wake_workers(p, n_items - 1);
-        run_items(p, 0);
-        caller_wait(p);
+        run_job(p, n_items, fn, ctx);
     }
-    pool_float_mode_leave(mode);
-    atomic_store(&p->busy, false);
+    end_run(p, mode);
+}
+
+void pool_run_all(spw_pool *p, pool_fn *fn, void *ctx)
+{
+    uint64_t mode = begin_run(p);
+    call_back_absent(p, INT64_MAX);
+    if (p->n_threads == 1) fn(ctx, 0, 0);
+    else run_job(p, (size_t)p->n_threads, fn, ctx);
+    end_run(p, mode);
 }
 
 /* Workers leave the application's signals to the application's threads, except those that a thread causes itself. */
@@ -217,22 +326,22 @@ static void block_signals(sigset_t *old)
     pthread_sigmask(SIG_SETMASK, &set, old);
 }
 
-spw_status pool_create(spw_pool **out, int n_threads, spw_err *err)
+spw_status pool_create_on(spw_pool **out, int n_threads, const numa_topology *numa, spw_err *err)
 {
     if (n_threads < 1 || n_threads > MAX_THREADS)
         return spw_fail(err, SPW_E_ARG, "number of threads must be 1..%d, not %d", MAX_THREADS, n_threads);
-    spw_pool *p = mem_zalloc(sizeof *p + (size_t)(n_threads - 1) * sizeof p->workers[0]);
+    spw_pool *p = mem_zalloc(sizeof *p + (size_t)n_threads * sizeof p->lanes[0]);
     if (!p) return spw_fail(err, SPW_E_NOMEM, "no memory for a pool of %d threads", n_threads);
     /* With more threads than cores a spinning thread keeps the one that it waits for from running. */
     p->spin_ns = n_threads <= system_n_cores() ? SPIN_NS : 0;
     p->n_threads = 1;
+    p->numa = *numa;
+    for (int i = 0; i < n_threads; i++) p->lanes[i].pool = p, p->lanes[i].number = i, p->lanes[i].node = numa_node_of(numa, (size_t)i, (size_t)n_threads);
     sigset_t old;
     block_signals(&old);
     int failed = 0;
     for (int i = 1; i < n_threads && !failed; i++) {
-        pool_worker *w = &p->workers[i - 1];
-        w->pool = p, w->number = i;
-        failed = pthread_create(&w->thread, NULL, worker_main, w);
+        failed = pthread_create(&p->lanes[i].thread, NULL, worker_main, &p->lanes[i]);
         if (!failed) p->n_threads++;
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -245,16 +354,28 @@ spw_status pool_create(spw_pool **out, int n_threads, spw_err *err)
     return SPW_OK;
 }
 
+spw_status pool_create(spw_pool **out, int n_threads, spw_err *err)
+{
+    numa_topology numa;
+    numa_read_system(&numa);
+    return pool_create_on(out, n_threads, &numa, err);
+}
+
 void pool_free(spw_pool *p)
 {
     if (!p) return;
     atomic_store(&p->stop, true);
-    wake_workers(p, MAX_THREADS);
-    for (int i = 1; i < p->n_threads; i++) pthread_join(p->workers[i - 1].thread, NULL);
+    for (int i = 1; i < p->n_threads; i++) wake(&p->lanes[i]);
+    for (int i = 1; i < p->n_threads; i++) pthread_join(p->lanes[i].thread, NULL);
     mem_free(p);
 }
 
 int pool_n_threads(const spw_pool *p)
 {
     return p->n_threads;
+}
+
+const numa_topology *pool_numa(const spw_pool *p)
+{
+    return &p->numa;
 }

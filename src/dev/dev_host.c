@@ -12,8 +12,7 @@
 
 enum {
     PANEL_OUTS = 32,     /* outputs per work item: 32 x 512 floats of tile are 64 KiB and stay in L2 */
-    PANEL_OUTS_ONE = 8,  /* outputs per tile for few rows: 16 KiB stay in L1 */
-    FEW_ROWS = 4,
+    PANEL_OUTS_ONE = 8,  /* outputs per tile for KERN_FEW_ROWS rows: 16 KiB stay in L1 */
     TILE_COLS = 512,     /* inputs per tile; a multiple of every type's block */
     TILE_ROWS = DEV_PACK_ROWS, /* rows multiplied by one tile at a time */
     TILE_FLOATS = PANEL_OUTS * TILE_COLS + TILE_ROWS * PANEL_OUTS,
@@ -100,7 +99,9 @@ static spw_status host_weight_create(dev *d, const dev_weight_desc *desc, dev_we
     dev_weight *w = mem_alloc(sizeof *w);
     if (!w) return spw_fail(err, SPW_E_NOMEM, "tensor %s: out of memory", desc->name);
     *w = (dev_weight){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .row_bytes = row_bytes, .data = desc->data};
-    spw_status s = host_of(d)->pack && !desc->lookup ? dev_pack_add(host_of(d)->pack, desc, &w->packed, err) : SPW_OK;
+    dev_pack *pack = host_of(d)->pack;
+    spw_status s = pack && !desc->lookup ? dev_pack_add(pack, desc, &w->packed, err) : SPW_OK;
+    if (!s && pack && !desc->lookup && desc->rows > 1 && !w->packed.panels) s = dev_pack_move(pack, desc, &w->data, err);
     if (s) {
         mem_free(w);
         return s;
@@ -259,6 +260,15 @@ typedef struct product_job {
 
 enum { MAX_PRODUCTS = 4 };
 
+static void add_bias(const product_job *job, const dev_product *p, size_t j0, size_t n_out)
+{
+    const float *bias = (const float *)(const void *)p->bias->data + j0;
+    for (size_t r = 0; r < job->n_rows; r++) {
+        float *to = p->out->data + r * p->w->rows + j0;
+        for (size_t j = 0; j < n_out; j++) to[j] += bias[j];
+    }
+}
+
 /* Outputs [j0, j0 + n_out) of one product for all rows. */
 static void panel_run(const product_job *job, const dev_product *p, size_t j0, size_t n_out, float *tile)
 {
@@ -282,12 +292,17 @@ static void panel_run(const product_job *job, const dev_product *p, size_t j0, s
             for (size_t j = 0; j < n_out; j++) to[j] += from[j];
         }
     }
-    if (!p->bias) return;
-    const float *bias = (const float *)(const void *)p->bias->data + j0;
-    for (size_t r = 0; r < job->n_rows; r++) {
-        float *to = out + r * w->rows + j0;
-        for (size_t j = 0; j < n_out; j++) to[j] += bias[j];
-    }
+    if (p->bias) add_bias(job, p, j0, n_out);
+}
+
+/* The same for few rows, by a kernel that reads the weights as they are. */
+static void few_run(const product_job *job, const dev_product *p, size_t j0, size_t n_out)
+{
+    const dev_weight *w = p->w;
+    kern_few_args a = {.w = w->data + j0 * w->row_bytes, .n_cols = w->cols, .n_out = n_out, .x = job->x, .x_stride = w->cols, .n_rows = job->n_rows};
+    a.y = p->out->data + j0, a.y_stride = w->rows;
+    job->h->kern->few[w->type](&a);
+    if (p->bias) add_bias(job, p, j0, n_out);
 }
 
 static void product_item(void *ctx, size_t item, int worker)
@@ -302,7 +317,11 @@ static void product_item(void *ctx, size_t item, int worker)
         return;
     }
     size_t j0 = (item - job->first_item[i]) * PANEL_OUTS, end = j0 + PANEL_OUTS < p->w->rows ? j0 + PANEL_OUTS : p->w->rows;
-    size_t step = job->n_rows <= FEW_ROWS ? (size_t)PANEL_OUTS_ONE : (size_t)PANEL_OUTS;
+    if (job->n_rows <= KERN_FEW_ROWS && job->h->kern->few[p->w->type]) {
+        few_run(job, p, j0, end - j0);
+        return;
+    }
+    size_t step = job->n_rows <= KERN_FEW_ROWS ? (size_t)PANEL_OUTS_ONE : (size_t)PANEL_OUTS;
     float *tile = job->h->tiles + (size_t)worker * TILE_FLOATS;
     for (; j0 < end; j0 += step) panel_run(job, p, j0, end - j0 < step ? end - j0 : step, tile);
 }

@@ -1,8 +1,10 @@
 /* bench.c - the public measurements: which kernels are measured with what, and the products, which are measured through the device that the engine uses.
  *
  * Weights are random bytes with sane scales: the time of a product does not depend on their values. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "dev_host.h"
 #include "measure.h"
@@ -107,13 +109,39 @@ static spw_status product_open(product *p, measure_bench *b, uint32_t type, uint
     return SPW_OK;
 }
 
-/* One product; clears *clean (may be NULL) when the process did not have a core for each thread all the time. */
+/* The running time of a pool's threads, each read by the thread itself: what the kernel says of other threads is some milliseconds old. */
+typedef struct thread_clocks {
+    int n_threads;
+    atomic_int n_arrived;
+    atomic_llong ns;
+} thread_clocks;
+
+/* A thread that has arrived waits, so every item finds a thread of its own. */
+static void clock_item(void *ctx, size_t item, int worker)
+{
+    thread_clocks *c = ctx;
+    struct timespec t;
+    (void)item, (void)worker;
+    atomic_fetch_add(&c->n_arrived, 1);
+    while (atomic_load(&c->n_arrived) < c->n_threads) {}
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    atomic_fetch_add(&c->ns, (long long)t.tv_sec * 1000000000 + t.tv_nsec);
+}
+
+static double running_time(spw_pool *pool)
+{
+    thread_clocks c = {.n_threads = pool_n_threads(pool)};
+    pool_run(pool, (size_t)c.n_threads, clock_item, &c);
+    return (double)atomic_load(&c.ns) * 1e-9;
+}
+
+/* One product; clears *clean (may be NULL) when it did not have a core for each thread all the time. */
 static double product_seconds(product *p, bool *clean)
 {
-    double start = measure_clock(), cpu = measure_process_clock();
+    double cpu = running_time(p->b->pool), start = measure_clock();
     p->d->ops->matmul(p->d, p->x, p->n_rows, &(dev_product){.w = p->w, .out = p->y}, 1);
     double took = measure_clock() - start;
-    cpu = measure_process_clock() - cpu;
+    cpu = running_time(p->b->pool) - cpu;
     if (clean && cpu < MEASURE_ON_CPU * took * pool_n_threads(p->b->pool)) *clean = false;
     return took;
 }
@@ -160,28 +188,36 @@ static spw_status bench_matvec(measure_bench *b, uint32_t type, spw_err *err)
     return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
 }
 
-/* Many rows: operations against the peak of the units that this type is multiplied in. */
+/* Many rows: operations against the peak of the units that this type is multiplied in, by all threads at once just before and after: clocks change. */
 static spw_status bench_matmul(measure_bench *b, uint32_t type, spw_err *err)
 {
     product p;
     spw_status s = product_open(&p, b, type, MATRIX_ROWS, PROMPT_ROWS, err);
     if (s) return s;
-    int threads = pool_n_threads(b->pool), wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
-    double rates[MAX_SAMPLES], best = 0, end = measure_clock() + 1;
-    int n = 0;
-    spw_bench_record r = {.kernel = "matmul", .type = quant_get(type)->name, .threads = threads, .is_ops = true};
+    const kern_probe *probe = kern_probe_get(b->kern->isa);
+    kern_peak_fn *loop = b->kern->pack_dot[type] && probe->int8 ? probe->int8 : probe->f32;
+    pair good[MAX_SAMPLES], doubtful[MAX_SAMPLES];
+    int n = 0, n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
+    spw_bench_record r = {.kernel = "matmul", .type = quant_get(type)->name, .threads = pool_n_threads(b->pool), .is_ops = true};
+    double end = measure_clock() + 1;
     product_seconds(&p, NULL);
+    double before = measure_peak(b->pool, loop);
     for (; n < wanted && r.n_samples < MAX_SAMPLES && (r.n_samples < wanted || measure_clock() < end); r.n_samples++) {
         bool clean = true;
-        double rate = 2.0 * PROMPT_ROWS * MATRIX_ROWS * COLS / product_seconds(&p, &clean) * 1e-9;
-        if (rate > best) best = rate;
-        if (clean) rates[n++] = rate;
+        pair sample = {.rate = 2.0 * PROMPT_ROWS * MATRIX_ROWS * COLS / product_seconds(&p, &clean) * 1e-9};
+        double after = measure_peak(b->pool, loop);
+        sample.raw = (before + after) / 2;
+        if (clean) good[n++] = sample;
+        else doubtful[n_doubtful++] = sample;
+        before = after;
     }
     product_free(&p);
     r.n_clean = n;
-    r.rate = n ? measure_median(rates, (size_t)n) : best; /* the fastest was disturbed least */
-    r.roof = (type == QUANT_F16 || b->machine->int8_peak <= 0 ? b->f32_peak : b->int8_peak) * threads;
-    r.share = r.rate / r.roof;
+    pair *from = n ? good : doubtful;
+    n = n ? n : n_doubtful;
+    qsort(from, (size_t)n, sizeof *from, by_share);
+    pair at = n == r.n_clean ? from[n / 2] : from[n - 1]; /* with no clean one the fastest was disturbed least */
+    r.rate = at.rate, r.roof = at.raw, r.share = r.rate / r.roof;
     return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
 }
 
@@ -189,10 +225,11 @@ static spw_status bench_matmul(measure_bench *b, uint32_t type, spw_err *err)
 
 static spw_status bench_attention(measure_bench *b, spw_err *err)
 {
-    static const uint32_t dims[] = {64, 128}, blocks[] = {0, 1, 16, 32, 64};
+    static const uint32_t dims[] = {64, 128}, blocks[] = {0, 1, 16, 32, 64}, q8_blocks[] = {0, 1, 16};
     spw_status s = SPW_OK;
     for (size_t d = 0; d < 2 && !s; d++) {
-        for (size_t i = 0; i < sizeof blocks / sizeof blocks[0] && !s; i++) s = measure_attend_decode(b, dims[d], blocks[i], err);
+        for (size_t i = 0; i < sizeof blocks / sizeof blocks[0] && !s; i++) s = measure_attend_decode(b, dims[d], blocks[i], false, err);
+        for (size_t i = 0; i < sizeof q8_blocks / sizeof q8_blocks[0] && !s; i++) s = measure_attend_decode(b, dims[d], q8_blocks[i], true, err);
         if (!s) s = measure_attend_prefill(b, dims[d], 4, plan_block_rows(4), err);
         if (!s) s = measure_attend_peaked(b, dims[d], 4, err);
         if (!s) s = measure_digest_score(b, dims[d], err);

@@ -22,7 +22,9 @@ static spw_status check_params(spw_engine_params *p, spw_err *err)
         return spw_fail(err, SPW_E_ARG, "threads: expected 0 to %d, found %d", MAX_THREADS, p->n_threads);
     }
     if (p->n_batch < 0 || p->n_batch > MAX_BATCH) return spw_fail(err, SPW_E_ARG, "batch: expected 0 to %d rows, found %d", MAX_BATCH, p->n_batch);
-    if (p->kv_type != SPW_KV_F16 && p->kv_type != SPW_KV_F32) return spw_fail(err, SPW_E_ARG, "KV type: unknown number %d", (int)p->kv_type);
+    if (p->kv_type != SPW_KV_F16 && p->kv_type != SPW_KV_F32 && p->kv_type != SPW_KV_Q8) {
+        return spw_fail(err, SPW_E_ARG, "KV type: unknown number %d", (int)p->kv_type);
+    }
     if (!p->n_threads) p->n_threads = system_n_cores() < MAX_THREADS ? system_n_cores() : MAX_THREADS;
     if (!p->n_batch) p->n_batch = DEFAULT_BATCH;
     return SPW_OK;
@@ -120,13 +122,18 @@ static spw_status create_bufs(spw_engine *e, spw_err *err)
 
 /* ------------------------------------------------------------------------------------------------- open ---- */
 
+static kv_type store_type(const spw_engine_params *p)
+{
+    return p->kv_type == SPW_KV_F32 ? KV_F32 : p->kv_type == SPW_KV_Q8 ? KV_Q8 : KV_F16;
+}
+
 static spw_status open_store(spw_engine *e, const spw_engine_params *p, spw_err *err)
 {
     const model_hparams *hp = &e->model->hp;
     uint32_t *heads = mem_calloc(hp->n_layer, sizeof *heads);
     if (!heads) return spw_fail(err, SPW_E_NOMEM, "engine: out of memory for %u layers", hp->n_layer);
     for (uint32_t i = 0; i < hp->n_layer; i++) heads[i] = hp->layer_kv[i].n_head_kv;
-    spw_status s = kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = heads, .dim = e->dim, .type = p->kv_type == SPW_KV_F32 ? KV_F32 : KV_F16}, err);
+    spw_status s = kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = heads, .dim = e->dim, .type = store_type(p)}, err);
     mem_free(heads);
     return s;
 }
@@ -146,6 +153,12 @@ static void add_load_stats(spw_engine *e)
     e->load_stats.repack_seconds = r.seconds;
 }
 
+/* Bytes of one position in all layers. */
+static uint64_t bytes_per_pos(const model_hparams *hp, kv_type type)
+{
+    return (uint64_t)hp->n_layer * hp->n_head_kv * kv_pos_bytes(type, padded_dim(hp->head_dim));
+}
+
 static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_params *p, spw_err *err)
 {
     spw_status s = kern_select(&e->kern, err);
@@ -162,7 +175,7 @@ static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_p
     e->group = hp->n_head / hp->n_head_kv;
     e->n_batch = (size_t)p->n_batch;
     model_fill_info(&e->info, hp, e->file);
-    if (p->kv_type == SPW_KV_F32) e->info.kv_bytes_per_pos *= 2;
+    e->info.kv_bytes_per_pos = bytes_per_pos(hp, store_type(p));
     s = rope_init(&e->rope, &hp->rope, e->model->rope_freqs.data, err);
     if (!s) s = pool_create(&e->pool, p->n_threads, err);
     choose_repack(e, p);
@@ -271,9 +284,12 @@ spw_status spw_file_memory(const spw_file *f, uint64_t n_pos, const spw_engine_p
     buf_sizes(&hp, (size_t)p.n_batch, floats);
     for (size_t i = 0; i < N_BUFS; i++) sum += floats[i];
     mem_free(hp.layer_kv);
-    if (p.kv_type == SPW_KV_F32) info.kv_bytes_per_pos *= 2;
-    uint64_t pages = n_pos / KV_PAGE_ROWS + (n_pos % KV_PAGE_ROWS != 0), kv;
-    if (__builtin_mul_overflow(pages, info.kv_bytes_per_pos * KV_PAGE_ROWS, &kv)) kv = UINT64_MAX / 2;
-    *out = (spw_memory){.weights = info.weight_bytes, .kv = kv, .scratch = sum * sizeof(float), .available = system_memory_available()};
+    uint64_t pages = n_pos / KV_PAGE_ROWS + (n_pos % KV_PAGE_ROWS != 0), per_pos = bytes_per_pos(&hp, store_type(&p)), kv;
+    if (__builtin_mul_overflow(pages, per_pos * KV_PAGE_ROWS, &kv)) kv = UINT64_MAX / 2;
+    if (p.kv_type == SPW_KV_Q8) { /* rows that are not sealed: the tail, and the spill of a pass */
+        sum += (2 * KV_PAGE_ROWS + (size_t)p.n_batch) * bytes_per_pos(&hp, KV_F16) / sizeof(float);
+    }
+    *out = (spw_memory){.weights = info.weight_bytes, .kv = kv, .kv_bytes_per_pos = per_pos, .scratch = sum * sizeof(float),
+                        .available = system_memory_available()};
     return SPW_OK;
 }

@@ -12,17 +12,14 @@
 enum {
     SAMPLE_TOKENS = 64, /* length of the real prompt */
     SAMPLE_FROM = 4,    /* the first rows of a text are outliers in most models */
-    ITEM_ROWS = 128,
     PARTS = 4, /* of the statistics of one KV head, dim floats each: mean and spread of K, mean and spread of V */
 };
 #define HALF_MAX 65504.0
 
-/* One layer's rows, being made. */
+/* Rows of one page, being made in all layers and heads. */
 typedef struct fill_job {
     const spw_session *session;
-    const float *stats; /* of the layer: [head][PARTS][dim] */
-    uint32_t layer, n_head_kv;
-    uint64_t key; /* of seed and layer */
+    uint64_t seed;
     uint64_t first, n; /* positions */
     float *scratch;    /* one row for each worker */
 } fill_job;
@@ -36,23 +33,25 @@ static uint64_t mix(uint64_t x)
 
 /* ------------------------------------------------------------------------------------------- statistics ---- */
 
-static float row_value(const spw_engine *e, const void *row, size_t i)
-{
-    return kv_store_type(e->store) == KV_F32 ? ((const float *)row)[i] : kern_f16_to_f32(((const kern_f16 *)row)[i]);
-}
-
-/* Mean and spread over the sample of one dimension of one head; at counts from the start of the row. */
-static void measure_dim(const spw_engine *e, const kv_seq *seq, uint32_t layer, uint32_t head, size_t at, float *mean, float *spread)
+/* Mean and spread over the sample of one element of a row; rows are row_len floats apart. */
+static void measure_element(const float *sample, size_t row_len, float *mean, float *spread)
 {
     double sum = 0, squares = 0, n = SAMPLE_TOKENS - SAMPLE_FROM;
-    for (uint64_t pos = SAMPLE_FROM; pos < SAMPLE_TOKENS; pos++) {
-        double x = (double)row_value(e, kv_row(seq, layer, head, pos), at);
+    for (size_t i = SAMPLE_FROM; i < SAMPLE_TOKENS; i++) {
+        double x = (double)sample[i * row_len];
         sum += x;
         squares += x * x;
     }
     double m = sum / n, variance = squares / n - m * m, room = (HALF_MAX - fabs(m)) / 4; /* noise stays below 4 spreads */
     *mean = (float)m;
     *spread = (float)fmin(variance > 0 ? sqrt(variance) : 0, room);
+}
+
+static size_t count_heads(const model_hparams *hp)
+{
+    size_t n = 0;
+    for (uint32_t l = 0; l < hp->n_layer; l++) n += hp->layer_kv[l].n_head_kv;
+    return n;
 }
 
 /* Statistics of all layers and heads, [arena][PARTS][dim], kept by the engine: a function of the model alone. */
@@ -63,23 +62,28 @@ static spw_status measure(spw_engine *e, spw_err *err)
     params.n_ctx = SAMPLE_TOKENS;
     spw_session *s = NULL;
     int32_t ids[SAMPLE_TOKENS];
-    size_t n_heads = 0;
-    for (uint32_t l = 0; l < hp->n_layer; l++) n_heads += hp->layer_kv[l].n_head_kv;
-    float *stats = mem_calloc(n_heads, PARTS * e->dim * sizeof *stats);
-    if (!stats) return spw_fail(err, SPW_E_NOMEM, "fill: out of memory for the statistics of %zu KV heads", n_heads);
+    size_t n_heads = count_heads(hp), dim = e->dim;
+    float *stats = mem_calloc(n_heads, PARTS * dim * sizeof *stats), *sample = mem_calloc(SAMPLE_TOKENS, 2 * dim * sizeof *sample);
+    if (!stats || !sample) {
+        mem_free(stats);
+        mem_free(sample);
+        return spw_fail(err, SPW_E_NOMEM, "fill: out of memory for the statistics of %zu KV heads", n_heads);
+    }
     for (uint32_t i = 0; i < SAMPLE_TOKENS; i++) ids[i] = (int32_t)(mix(i + 1) % hp->n_vocab);
     spw_status status = spw_session_create(&s, e, &params, err);
     if (!status) status = spw_session_eval(s, ids, SAMPLE_TOKENS, err);
     float *at = stats;
     for (uint32_t l = 0; l < hp->n_layer && !status; l++) {
-        for (uint32_t h = 0; h < hp->layer_kv[l].n_head_kv; h++, at += PARTS * e->dim) {
-            for (size_t i = 0; i < e->dim; i++) {
-                measure_dim(e, s->seq, l, h, i, &at[i], &at[e->dim + i]);
-                measure_dim(e, s->seq, l, h, e->dim + i, &at[2 * e->dim + i], &at[3 * e->dim + i]);
+        for (uint32_t h = 0; h < hp->layer_kv[l].n_head_kv; h++, at += PARTS * dim) {
+            for (size_t i = 0; i < SAMPLE_TOKENS; i++) kv_read_row(s->seq, l, h, i, sample + i * 2 * dim);
+            for (size_t i = 0; i < dim; i++) {
+                measure_element(sample + i, 2 * dim, &at[i], &at[dim + i]);
+                measure_element(sample + dim + i, 2 * dim, &at[2 * dim + i], &at[3 * dim + i]);
             }
         }
     }
     spw_session_free(s);
+    mem_free(sample);
     if (status) mem_free(stats);
     else e->fill_stats = stats;
     return status;
@@ -107,21 +111,25 @@ static void write_row(const fill_job *f, void *to, const float *values)
     else e->kern->to_f16(values, 2 * e->dim, to);
 }
 
+/* Item: one KV head of one layer. */
 static void make_rows(void *ctx, size_t item, int worker)
 {
     const fill_job *f = ctx;
-    uint32_t dim = f->session->engine->dim;
-    uint64_t from = item * ITEM_ROWS, to = from + ITEM_ROWS < f->n ? from + ITEM_ROWS : f->n;
+    const spw_engine *e = f->session->engine;
+    const model_layer_kv *kv = e->model->hp.layer_kv;
+    uint32_t dim = e->dim, layer = 0;
+    size_t head = item;
+    while (head >= kv[layer].n_head_kv) head -= kv[layer++].n_head_kv;
+    const float *stats = e->fill_stats + item * PARTS * dim;
     float *values = f->scratch + 2 * dim * (size_t)worker;
-    for (uint32_t h = 0; h < f->n_head_kv; h++) {
-        const float *stats = f->stats + (size_t)h * PARTS * dim;
-        for (uint64_t pos = f->first + from; pos < f->first + to; pos++) {
-            uint64_t key = mix(f->key + pos * f->n_head_kv + h);
-            make_values(key, stats, stats + dim, dim, values);
-            make_values(~key, stats + 2 * dim, stats + 3 * dim, dim, values + dim);
-            write_row(f, kv_row(f->session->seq, f->layer, h, pos), values);
-        }
+    uint64_t layer_key = mix(mix(f->seed + 1) + layer);
+    for (uint64_t pos = f->first; pos < f->first + f->n; pos++) {
+        uint64_t key = mix(layer_key + pos * kv[layer].n_head_kv + head);
+        make_values(key, stats, stats + dim, dim, values);
+        make_values(~key, stats + 2 * dim, stats + 3 * dim, dim, values + dim);
+        write_row(f, kv_row(f->session->seq, layer, (uint32_t)head, pos), values);
     }
+    kv_seal(f->session->seq, layer, (uint32_t)head, e->kern->quantise_q8);
 }
 
 spw_status spw_session_fill(spw_session *s, uint64_t n, uint64_t seed, spw_err *err)
@@ -136,18 +144,18 @@ spw_status spw_session_fill(spw_session *s, uint64_t n, uint64_t seed, spw_err *
     if (!n) return SPW_OK;
     spw_status status = e->fill_stats ? SPW_OK : measure(e, err);
     if (status) return status;
-    fill_job f = {.session = s, .stats = e->fill_stats, .first = first, .n = n};
+    fill_job f = {.session = s, .seed = seed, .first = first};
     f.scratch = mem_calloc((size_t)pool_n_threads(e->pool), 2 * e->dim * sizeof *f.scratch);
     if (!f.scratch) return spw_fail(err, SPW_E_NOMEM, "fill: out of memory for the rows of %d workers", pool_n_threads(e->pool));
     status = kv_seq_reserve(s->seq, n, err);
-    for (; f.layer < hp->n_layer && !status; f.layer++) {
-        f.n_head_kv = hp->layer_kv[f.layer].n_head_kv;
-        f.key = mix(mix(seed + 1) + f.layer);
-        pool_run(e->pool, (size_t)((n + ITEM_ROWS - 1) / ITEM_ROWS), make_rows, &f);
-        f.stats += (size_t)f.n_head_kv * PARTS * e->dim;
+    for (uint64_t end = first + n; f.first < end && !status; f.first += f.n) {
+        f.n = KV_PAGE_ROWS - f.first % KV_PAGE_ROWS;
+        if (f.n > end - f.first) f.n = end - f.first;
+        SPW_CHECK(kv_seq_open(s->seq, f.n, err) == SPW_OK); /* inside one page it cannot fail, so what has been committed needs no undoing */
+        pool_run(e->pool, count_heads(hp), make_rows, &f);
+        kv_seq_commit(s->seq, f.n);
     }
     if (!status) {
-        kv_seq_commit(s->seq, n);
         s->has_logits = false;
         s->policy_stale = true;
     }

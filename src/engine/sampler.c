@@ -20,10 +20,13 @@ struct spw_sampler {
     uint64_t rng[4];
     int32_t *recent; /* ring of the last repeat_last_n accepted ids; NULL when the penalty is off */
     size_t n_recent, at_recent;
-    candidate *cand; /* scratch, grown to the largest vocabulary seen */
-    double *weight;  /* beside cand */
+    candidate *cand; /* scratch, grown to the largest vocabulary seen: candidates, and behind them one for each block of logits */
+    double *weight;  /* beside cand; until weights are wanted, room for penalised logits */
     size_t cap;
 };
+
+/* Logits are first looked at in blocks: a block's largest says whether any of it can be among the best. */
+enum { BLOCK = 64, BLOCK_LANES = 8 };
 
 /* ------------------------------------------------------------------------------ random numbers ---- */
 
@@ -234,14 +237,38 @@ static float penalised(const spw_sampler *s, float logit)
     return logit > 0 ? logit / s->params.repeat_penalty : logit * s->params.repeat_penalty;
 }
 
+static float larger(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+/* The largest of a whole block; minus infinity when all are NaN, which no comparison lets win.  Lanes of their own, so that a compiler can use vectors. */
+static float block_best(const float *v)
+{
+    float l[BLOCK_LANES];
+    for (int j = 0; j < BLOCK_LANES; j++) l[j] = -INFINITY;
+    for (int i = 0; i < BLOCK; i += BLOCK_LANES) {
+        for (int j = 0; j < BLOCK_LANES; j++) l[j] = larger(v[i + j], l[j]);
+    }
+    return larger(larger(larger(l[0], l[4]), larger(l[1], l[5])), larger(larger(l[2], l[6]), larger(l[3], l[7])));
+}
+
+/* The best, the first of equals; 0 when all are NaN or minus infinity. */
 static int32_t find_best(const float *logits, size_t n)
 {
-    candidate best = {-INFINITY, 0};
-    for (size_t i = 0; i < n; i++) {
-        candidate c = {clean_logit(logits[i]), (int32_t)i};
-        if (comes_before(c, best)) best = c;
+    float best = -INFINITY;
+    size_t at = 0, i = 0;
+    for (size_t b = 0; b + BLOCK <= n; b += BLOCK) {
+        float largest = block_best(logits + b);
+        if (largest > best) best = largest, at = b;
+        i = b + BLOCK;
     }
-    return best.id;
+    for (; i < n; i++) {
+        if (logits[i] > best) best = logits[i], at = i;
+    }
+    if (best == -INFINITY) return 0;
+    while (!(logits[at] >= best)) at++;
+    return (int32_t)at;
 }
 
 /* Makes room for n candidates; false when there is no memory. */
@@ -249,7 +276,7 @@ static bool grow_scratch(spw_sampler *s, size_t n)
 {
     size_t cand_bytes, weight_bytes;
     if (n <= s->cap) return true;
-    if (!mul_size(n, sizeof s->cand[0], &cand_bytes) || !mul_size(n, sizeof s->weight[0], &weight_bytes)) return false;
+    if (!mul_size(n + n / BLOCK, sizeof s->cand[0], &cand_bytes) || !mul_size(n, sizeof s->weight[0], &weight_bytes)) return false;
     candidate *cand = mem_alloc(cand_bytes);
     double *weight = cand ? mem_alloc(weight_bytes) : NULL;
     if (!weight) {
@@ -262,14 +289,46 @@ static bool grow_scratch(spw_sampler *s, size_t n)
     return true;
 }
 
-/* A recent id is penalised once however often it occurs: the penalty is taken of the original logit. */
-static void fill_candidates(spw_sampler *s, const float *logits, size_t n)
+/* The logits with the penalty, in scratch.  A recent id is penalised once however often it occurs: the penalty is taken of the original logit. */
+static const float *penalise(spw_sampler *s, const float *logits, size_t n)
 {
-    for (size_t i = 0; i < n; i++) s->cand[i] = (candidate){clean_logit(logits[i]), (int32_t)i};
+    float *out = (float *)(void *)s->weight;
+    if (s->n_recent == 0) return logits;
+    memcpy(out, logits, n * sizeof *out);
     for (size_t i = 0; i < s->n_recent; i++) {
         int32_t id = s->recent[i];
-        if (id >= 0 && (size_t)id < n) s->cand[id].logit = penalised(s, clean_logit(logits[id]));
+        if (id >= 0 && (size_t)id < n) out[id] = penalised(s, clean_logit(logits[id]));
     }
+    return out;
+}
+
+static void fill_candidates(candidate *c, const float *logits, size_t first, size_t end)
+{
+    for (size_t i = first; i < end; i++) *c++ = (candidate){clean_logit(logits[i]), (int32_t)i};
+}
+
+/* Leaves the k best of n logits, k < n, at the front of the candidates, in order.  The k-th best block has k logits that are at least as large as
+ * its best, so what is below that is out, which is nearly everything. */
+static void take_top_k(spw_sampler *s, const float *logits, size_t n, size_t k)
+{
+    size_t n_blocks = n / BLOCK, n_taken = 0;
+    candidate *blocks = s->cand + n;
+    if (k > n_blocks) {
+        fill_candidates(s->cand, logits, 0, n);
+        select_top_k(s->cand, n, k);
+        return;
+    }
+    for (size_t b = 0; b < n_blocks; b++) blocks[b] = (candidate){block_best(logits + b * BLOCK), (int32_t)b};
+    select_top_k(blocks, n_blocks, k);
+    float least = blocks[k - 1].logit;
+    for (size_t b = 0; b < n_blocks; b++) {
+        if (blocks[b].logit < least) continue;
+        for (size_t i = (size_t)blocks[b].id * BLOCK, end = i + BLOCK; i < end; i++) {
+            if (clean_logit(logits[i]) >= least) s->cand[n_taken++] = (candidate){clean_logit(logits[i]), (int32_t)i};
+        }
+    }
+    fill_candidates(s->cand + n_taken, logits, n_blocks * BLOCK, n);
+    select_top_k(s->cand, n_taken + n - n_blocks * BLOCK, k);
 }
 
 /* top_p and min_p look at the probabilities before temperature.  Candidates are in order only as far as a filter needs it; the best is
@@ -279,15 +338,15 @@ int32_t spw_sampler_sample(spw_sampler *s, const float *logits, size_t n)
     const spw_sampler_params *p = &s->params;
     bool greedy = p->temp <= 0;
     if ((greedy && s->n_recent == 0) || n == 0 || !grow_scratch(s, n)) return find_best(logits, n);
-    fill_candidates(s, logits, n);
-    size_t k = p->top_k > 0 && !greedy ? (size_t)p->top_k : 0;
-    if (k > 0 && k < n) {
-        select_top_k(s->cand, n, k);
-        n = k;
+    logits = penalise(s, logits, n);
+    if (greedy) return find_best(logits, n);
+    if (p->top_k > 0 && (size_t)p->top_k < n) {
+        take_top_k(s, logits, n, (size_t)p->top_k);
+        n = (size_t)p->top_k;
     } else {
+        fill_candidates(s->cand, logits, 0, n);
         put_best_first(s->cand, n);
     }
-    if (greedy) return s->cand[0].id;
     if (p->top_p < 1) n = keep_top_p(s->cand, n, (double)p->top_p, s->weight);
     if (p->min_p > 0) n = keep_min_p(s->cand, n, (double)p->min_p, s->weight);
     double sum = fill_weights(s->cand, n, (double)p->temp, s->weight);

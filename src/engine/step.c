@@ -85,6 +85,8 @@ static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, bool *l
         size_t n = work[i].n - prog[i].done;
         if (!n) continue;
         if (n > e->n_batch - total) n = e->n_batch - total;
+        spw_status opened = kv_seq_open(work[i].session->seq, n, err);
+        if (opened) return opened;
         memcpy(e->ids + total, work[i].tokens + prog[i].done, n * sizeof *e->ids);
         e->rows[n_rows] = (plan_rows){.seq = work[i].session->seq, .policy = &work[i].session->policy, .first_pos = prog[i].start + prog[i].done,
                                       .first_row = total, .n_rows = (uint32_t)n, .decode = work[i].kind == SPW_DECODE};

@@ -46,21 +46,21 @@ static void fill_tables(void)
     tables[ISA_REF] = t, available[ISA_REF] = true;
 
     t.isa = isa_names[ISA_SCALAR];
-    kern_fill_scalar_quant(&t), kern_fill_scalar_math(&t), kern_fill_scalar_attend(&t), kern_fill_scalar_pack(&t);
+    kern_fill_scalar_quant(&t), kern_fill_scalar_math(&t), kern_fill_scalar_attend(&t), kern_fill_scalar_pack(&t), kern_fill_scalar_q8(&t);
     tables[ISA_SCALAR] = t, available[ISA_SCALAR] = true;
 
 #if defined(__x86_64__)
     t.isa = isa_names[ISA_AVX2];
-    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_select(&t), kern_fill_avx2_pack(&t);
+    kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_select(&t), kern_fill_avx2_pack(&t), kern_fill_avx2_q8(&t);
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];
     kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t);
-    if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t);
+    if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t), kern_fill_avx512vnni_q8(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();
 #elif defined(__aarch64__)
     t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */
-    kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_select(&t), kern_fill_neon_pack(&t);
+    kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_select(&t), kern_fill_neon_pack(&t), kern_fill_neon_q8(&t);
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kern_fill_neondot_pack(&t);
     tables[ISA_NEON] = t, available[ISA_NEON] = true;
 #endif

@@ -120,11 +120,12 @@ typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size
 /* Turns a row of n_cols (a multiple of 32) floats into integers: block b as one pack_x at out + b * step bytes.  fine: of 16 bits. */
 typedef void kern_pack_x_fn(const float *x, size_t n_cols, bool fine, void *out, size_t step);
 
-/* One panel times n_rows rows of activations, n_rows 1, 2, 4 or 8: y[r * y_stride + j] for j < n_out <= 16.  The activations of block b and row r are entry
- * number b * n_rows + r of x.  panel is 64-byte aligned.  Memory-bound for few rows, compute-bound for many; prefetches beyond the panel,
- * which reads nothing. */
+/* One panel or two times any number of rows of activations: y[r * y_stride + j] for j < n_out.  x holds groups of rows (pack_group_rows), one after the other; the
+ * activations of block b and row r of a group of n are its entry number b * n + r.  panel is 64-byte aligned.  Memory-bound for few rows, compute-bound for
+ * many; prefetches beyond the panel, which reads nothing. */
 typedef struct kern_pack_args {
     const void *panel;
+    size_t panel_bytes; /* from one panel to the next */
     size_t n_cols;
     const void *x;
     size_t n_rows;
@@ -132,9 +133,24 @@ typedef struct kern_pack_args {
     const kern_tuning *tuning; /* NULL: KERN_TUNING_DEFAULT; of it, the hint serves for fewer than 8 rows */
     float *y;
     size_t y_stride;
-    size_t n_out;
+    size_t n_out; /* at most 32; more than 16 take the second panel */
 } kern_pack_args;
 typedef void kern_pack_dot_fn(const kern_pack_args *a);
+
+/* Few rows times weights of halves or floats as they lie in the file: y[r * y_stride + j] = sum_k x[r * x_stride + k] * w[j][k], j < n_out, k < n_cols, the bits those of gemm
+ * with the dequantised weights.  Memory-bound: each weight's bytes once for KERN_FEW_ROWS rows; prefetches beyond w, which reads nothing. */
+enum { KERN_FEW_ROWS = 4 };
+typedef struct kern_few_args {
+    const void *w; /* n_out rows of n_cols weights, adjacent, without alignment */
+    size_t n_cols, n_out;
+    const float *x;
+    size_t x_stride;
+    size_t n_rows; /* at most KERN_FEW_ROWS */
+    const kern_tuning *tuning; /* as above */
+    float *y;
+    size_t y_stride;
+} kern_few_args;
+typedef void kern_few_fn(const kern_few_args *a);
 
 /* ---- choosing ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -171,6 +187,7 @@ typedef struct kern_table {
     kern_top_k_fn *top_k;
     kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
     kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */
+    kern_few_fn *few[QUANT_TYPES];           /* NULL where a tile of dequantised weights does it */
 } kern_table;
 
 /* The table of one ISA ("ref", "scalar", "avx2", "avx512", "neon"), or NULL when the name is unknown or this processor or build lacks it: for
@@ -189,21 +206,27 @@ void kern_fill_scalar_math(kern_table *t);
 void kern_fill_scalar_attend(kern_table *t);
 void kern_fill_scalar_select(kern_table *t);
 void kern_fill_scalar_pack(kern_table *t);
+void kern_fill_scalar_q8(kern_table *t);
 void kern_fill_avx2_quant(kern_table *t);
 void kern_fill_avx2_math(kern_table *t);
 void kern_fill_avx2_attend(kern_table *t);
 void kern_fill_avx2_select(kern_table *t);
 void kern_fill_avx2_pack(kern_table *t);
+void kern_fill_avx2_pack_few(kern_table *t);   /* called by the one before */
+void kern_fill_avx2_q8(kern_table *t);
 void kern_fill_avx512_quant(kern_table *t);
 void kern_fill_avx512_math(kern_table *t);
 void kern_fill_avx512_attend(kern_table *t);
 void kern_fill_avx512_select(kern_table *t);
 void kern_fill_avx512vnni_pack(kern_table *t);
+void kern_fill_avx512_pack_few(kern_table *t); /* called by the one before */
+void kern_fill_avx512vnni_q8(kern_table *t);
 void kern_fill_neon_quant(kern_table *t);
 void kern_fill_neon_math(kern_table *t);
 void kern_fill_neon_attend(kern_table *t);
 void kern_fill_neon_select(kern_table *t);
 void kern_fill_neon_pack(kern_table *t);
+void kern_fill_neon_q8(kern_table *t);
 void kern_fill_neondot_pack(kern_table *t);
 
 /* Scalar conversions, exact. */

@@ -68,20 +68,24 @@ static inline uint32_t kern_walk_list(const kern_span *spans, size_t n_spans, si
     return n;
 }
 
+static inline void kern_walk_over(kern_walk *w, const kern_attend_args *a, size_t row_bytes)
+{
+    const kern_tuning tuning = a->tuning ? *a->tuning : KERN_TUNING_DEFAULT;
+    uint32_t n = kern_walk_list(a->spans, a->n_spans, row_bytes, w->rows, 0, KERN_SPAN), seen = 0;
+    w->ahead = tuning.ahead < KERN_AHEAD ? tuning.ahead : KERN_AHEAD;
+    w->row_bytes = row_bytes;
+    uint32_t end = n + w->ahead, listed = kern_walk_list(a->ahead, a->n_ahead, row_bytes, w->rows, n, end);
+    for (; listed < end + KERN_LANES; listed++) w->rows[listed] = listed ? w->rows[listed - 1] : NULL;
+    for (size_t i = 0; i < a->n_q && a->n_valid; i++) seen = a->n_valid[i] > seen ? a->n_valid[i] : seen;
+    if (a->n_valid && seen < n) n = seen;
+    w->base = 0;
+    w->limit = a->n_q ? n : 0;
+}
+
 static inline kern_walk kern_walk_begin(const kern_attend_args *a)
 {
     kern_walk w;
-    const kern_tuning tuning = a->tuning ? *a->tuning : KERN_TUNING_DEFAULT;
-    size_t row_bytes = (a->f32 ? 8 : 4) * a->dim;
-    uint32_t n = kern_walk_list(a->spans, a->n_spans, row_bytes, w.rows, 0, KERN_SPAN), seen = 0;
-    w.ahead = tuning.ahead < KERN_AHEAD ? tuning.ahead : KERN_AHEAD;
-    w.row_bytes = row_bytes;
-    uint32_t end = n + w.ahead, listed = kern_walk_list(a->ahead, a->n_ahead, row_bytes, w.rows, n, end);
-    for (; listed < end + KERN_LANES; listed++) w.rows[listed] = listed ? w.rows[listed - 1] : NULL;
-    for (size_t i = 0; i < a->n_q && a->n_valid; i++) seen = a->n_valid[i] > seen ? a->n_valid[i] : seen;
-    if (a->n_valid && seen < n) n = seen;
-    w.base = 0;
-    w.limit = a->n_q ? n : 0;
+    kern_walk_over(&w, a, (a->f32 ? 8 : 4) * a->dim);
     return w;
 }
 
@@ -94,6 +98,32 @@ static inline void kern_walk_next(kern_walk *w, kern_tile *t)
     if (n == 0 || n == KERN_TILE) return;
     for (uint32_t i = 0; i < KERN_TILE; i++) w->last[i] = t->rows[i < n ? i : n - 1];
     t->rows = w->last;
+}
+
+enum { KERN_PAGE = 4096, KERN_BLOCK_ROWS = 8 }; /* the smallest page that a host may map; rows of a span from which on it is a block */
+
+/* Asks for one line of each page of the first n rows.  Where a host maps the memory of a virtual machine in small pages, the first access to a block waits
+ * for a walk through tables that no cache holds, even when it only asks ahead, and the arithmetic waits with it: walks that start together overlap. */
+static inline void kern_touch_pages(const kern_span *spans, size_t n_spans, size_t row_bytes, uint32_t n)
+{
+    uintptr_t last = 0;
+    for (size_t i = 0; i < n_spans && n > 0; i++) {
+        uint32_t take = spans[i].n < n ? spans[i].n : n;
+        uintptr_t at = (uintptr_t)spans[i].rows, end = at + take * row_bytes;
+        n -= take;
+        for (; at < end; at = (at | (KERN_PAGE - 1)) + 1) {
+            if (at / KERN_PAGE != last) __builtin_prefetch((const void *)at, 0, 2);
+            last = at / KERN_PAGE;
+        }
+    }
+}
+
+/* The pages of a call's rows and of those that are asked for with them.  Single positions are better walked to one by one: together they are too many. */
+static inline void kern_walk_touch(const kern_walk *w, const kern_attend_args *a)
+{
+    if (w->limit < a->n_spans * KERN_BLOCK_ROWS) return;
+    kern_touch_pages(a->spans, a->n_spans, w->row_bytes, w->limit);
+    kern_touch_pages(a->ahead, a->n_ahead, w->row_bytes, w->ahead);
 }
 
 /* Positions of the tile that query i sees. */

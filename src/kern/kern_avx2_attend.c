@@ -221,6 +221,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
+    if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
         if (a->f32) {

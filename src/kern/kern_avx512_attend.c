@@ -11,10 +11,14 @@
 enum {
     FEW = 16,  /* queries up to which converting on every load is cheaper than a converted tile */
     LINE = 64, /* bytes of a cache line */
+    L1_SHARE = 16 << 10, /* bytes of a tile that stays in L1 beside all else */
 };
 
 /* What a row holds, and the hint that it is asked for with: a hint is part of the instruction, so each has code of its own. */
 typedef enum row_form { ROWS_F32, ROWS_F16_T0, ROWS_F16_T1 } row_form;
+
+/* How many of a tile's lines a group of queries asks for, in halves. */
+typedef enum ask_part { ASK_NONE, ASK_HALF, ASK_ALL } ask_part;
 
 /* One tile for one call. */
 typedef struct tile_step {
@@ -33,8 +37,8 @@ KERN_INLINE __m512 load_row(const unsigned char *row, size_t i, const row_form f
     return form != ROWS_F32 ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * i))) : _mm512_loadu_ps((const void *)(row + 4 * i));
 }
 
-/* Asks for the next n lines, in the order of memory and in step with what the arithmetic uses: a processor drops what is asked for when too much is on its way,
- * and its own prefetcher goes along with an order that it knows. */
+/* Asks for the next n lines, in the order of memory and in step with what the arithmetic uses: when too much is on its way a processor drops what is
+ * asked for or lets the arithmetic wait, and its own prefetcher goes along with an order that it knows. */
 KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
 {
     if (form == ROWS_F32 || !st->next) return;
@@ -49,13 +53,18 @@ KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
     }
 }
 
-/* Lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: one slice of all rows after the other, so that slices of queries stay in registers. */
-KERN_INLINE void dots_by_element(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t, const row_form form)
+/* Lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: one slice of all rows after the other, so that slices of queries stay in registers.
+ * Into L1 the values of the rows are asked for as well, where they stay until they are summed. */
+KERN_INLINE void dots_by_element(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t,
+                                 const row_form form, const ask_part part)
 {
     const size_t dim = st->a->dim, stride = st->a->q_stride;
+    const bool near = part == ASK_ALL && KERN_TILE * st->row_bytes <= L1_SHARE;
     for (size_t d = 0; d < dim; d += KERN_LANES) {
         __m512 qv[KERN_GROUP];
-        ask_lines(st, n_t / 2, form);
+        if (part != ASK_NONE) ask_lines(st, (n_t / 2 * (int)part + 1) / ASK_ALL, form);
+        if (near && 2 * d % LINE == 0)
+            KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
         KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
         KERN_UNROLL for (int i = 0; i < n_t; i++) {
             __m512 k = load_row(rows[i], d, form);
@@ -66,13 +75,15 @@ KERN_INLINE void dots_by_element(tile_step *st, const float *q, const unsigned c
 
 /* The same sums row by row: with one or two queries memory is the limit, and it is fastest read in its own order.  So the values of a row are asked for
  * as well, again, in case they were dropped.  Scores take longer than values here, so they ask for more lines than they use (one query: three of four). */
-KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t, const row_form form)
+KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t,
+                             const row_form form, const ask_part part)
 {
     const size_t dim = st->a->dim, stride = st->a->q_stride;
     KERN_UNROLL for (int i = 0; i < n_t; i++) {
         for (size_t d = 0; d < dim; d += KERN_LANES) {
-            if (2 * d % LINE == 0) ask_lines(st, n_q == 1 && 2 * d % (2 * LINE) == 0 ? 2 : 1, form);
-            if (2 * d % LINE == 0 && form != ROWS_F32 && st->next) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
+            if (2 * d % LINE == 0 && (part == ASK_ALL || (part == ASK_HALF && 2 * d % (2 * LINE) == 0)))
+                ask_lines(st, n_q == 1 && 2 * d % (2 * LINE) == 0 ? 2 : 1, form);
+            if (2 * d % LINE == 0 && part == ASK_ALL) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
             __m512 k = load_row(rows[i], d, form);
             KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(_mm512_loadu_ps(q + (size_t)g * stride + d), k, acc[g * n_t + i]);
         }
@@ -81,7 +92,7 @@ KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char 
 
 /* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats
  * becomes its largest (of either sign), so that differences of scores are numbers. */
-KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form)
+KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part)
 {
     const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
     const float *q = st->a->q + q0 * st->a->q_stride;
@@ -90,8 +101,8 @@ KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q
         __m512 acc[KERN_LANES];
         float sum[KERN_LANES];
         KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
-        if (n_q <= 2) dots_by_row(st, q, rows, acc, n_q, n_t, form);
-        else dots_by_element(st, q, rows, acc, n_q, n_t, form);
+        if (n_q <= 2) dots_by_row(st, q, rows, acc, n_q, n_t, form, part);
+        else dots_by_element(st, q, rows, acc, n_q, n_t, form, part);
         __m512 s = _mm512_max_ps(avx512_fold16(acc), _mm512_set1_ps(-FLT_MAX));
         _mm512_storeu_ps(sum, _mm512_min_ps(s, _mm512_set1_ps(FLT_MAX)));
         KERN_UNROLL for (int g = 0; g < n_q; g++) memcpy(st->w->s + g * KERN_TILE + t, sum + g * n_t, (size_t)n_t * sizeof(float));
@@ -125,7 +136,7 @@ static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t 
 
 /* o += p V for n_q queries and n_v vectors of elements from d on, positions [from, to). */
 KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
-                             const row_form form)
+                             const row_form form, const ask_part part)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
     __m512 acc[KERN_GROUP][8];
@@ -133,7 +144,7 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_loadu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES);
     for (uint32_t t = from; t < to; t++) {
         __m512 x[8];
-        ask_lines(st, n_q == 1 ? n_v / 4 : (n_v + 1) / 2, form); /* dots_by_row has asked for more than its part */
+        if (part != ASK_NONE) ask_lines(st, n_q == 1 ? n_v / 4 : ((n_v + 1) / 2 * (int)part + 1) / ASK_ALL, form); /* dots_by_row has asked for more than its part */
         KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = load_row(st->rows[t], dim + d + (size_t)v * KERN_LANES, form);
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
             __m512 pg = _mm512_set1_ps(p[g * KERN_TILE + (int)t]);
@@ -144,17 +155,17 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
         KERN_UNROLL for (int v = 0; v < n_v; v++) _mm512_storeu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES, acc[g][v]);
 }
 
-KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const row_form form)
+KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const row_form form, const ask_part part)
 {
     size_t d = 0, dim = st->a->dim;
-    for (; d + 8 * KERN_LANES <= dim && n_q == 1; d += 8 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 8, form);
-    for (; d + 4 * KERN_LANES <= dim; d += 4 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 4, form);
-    for (; d + 2 * KERN_LANES <= dim; d += 2 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 2, form);
-    if (d < dim) value_block(st, p, o, d, from, to, n_q, 1, form);
+    for (; d + 8 * KERN_LANES <= dim && n_q == 1; d += 8 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 8, form, part);
+    for (; d + 4 * KERN_LANES <= dim; d += 4 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 4, form, part);
+    for (; d + 2 * KERN_LANES <= dim; d += 2 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 2, form, part);
+    if (d < dim) value_block(st, p, o, d, from, to, n_q, 1, form, part);
 }
 
 /* The tile's part of n_q <= KERN_GROUP queries from q0 on: what all of them see together, then each one's rest. */
-KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form)
+KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form, const ask_part part)
 {
     uint32_t n[KERN_GROUP], least = KERN_TILE, most = 0;
     float *s = st->w->s, *o = st->a->o + q0 * st->a->o_stride;
@@ -163,25 +174,38 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
         least = n[g] < least ? n[g] : least;
         most = n[g] > most ? n[g] : most;
     }
-    score_group(st, q0, most, n_q, form);
+    score_group(st, q0, most, n_q, form, part);
     for (int g = 0; g < n_q; g++)
         if (n[g]) soften(st->a, st->w, q0 + (size_t)g, s + g * KERN_TILE, n[g]);
-    if (least) value_group(st, s, o, 0, least, n_q, form);
+    if (least) value_group(st, s, o, 0, least, n_q, form, part);
     for (int g = 0; g < n_q; g++)
-        if (n[g] > least) value_group(st, s + g * KERN_TILE, o + (size_t)g * st->a->o_stride, least, n[g], 1, form);
+        if (n[g] > least) value_group(st, s + g * KERN_TILE, o + (size_t)g * st->a->o_stride, least, n[g], 1, form, ASK_NONE);
 }
 
+/* One group asks for all lines of the tile; where the second group is about as long, each asks for half of them, evenly over the whole time. */
 KERN_INLINE void attend_queries(tile_step st, const row_form form)
 {
-    size_t q = 0;
-    for (; q + KERN_GROUP <= st.a->n_q; q += KERN_GROUP) {
-        attend_group(&st, q, KERN_GROUP, form);
-        st.next = NULL; /* one group asks for all */
+    size_t q = 0, n_q = st.a->n_q;
+    bool asks = form != ROWS_F32 && st.next;
+    if (asks && n_q >= KERN_GROUP + 2) {
+        attend_group(&st, 0, KERN_GROUP, form, ASK_HALF);
+        if (n_q == KERN_GROUP + 2) attend_group(&st, KERN_GROUP, 2, form, ASK_HALF);
+        else if (n_q == KERN_GROUP + 3) attend_group(&st, KERN_GROUP, 3, form, ASK_HALF);
+        else attend_group(&st, KERN_GROUP, KERN_GROUP, form, ASK_HALF);
+        q = kern_min_size(n_q, 2 * KERN_GROUP);
+    } else if (asks && n_q >= KERN_GROUP) {
+        attend_group(&st, 0, KERN_GROUP, form, ASK_ALL);
+        q = KERN_GROUP;
+    } else if (asks) {
+        if (n_q == 3) attend_group(&st, 0, 3, form, ASK_ALL);
+        if (n_q == 2) attend_group(&st, 0, 2, form, ASK_ALL);
+        if (n_q == 1) attend_group(&st, 0, 1, form, ASK_ALL);
+        return;
     }
-    size_t rest = st.a->n_q - q;
-    if (rest == 3) attend_group(&st, q, 3, form);
-    if (rest == 2) attend_group(&st, q, 2, form);
-    if (rest == 1) attend_group(&st, q, 1, form);
+    for (; q + KERN_GROUP <= n_q; q += KERN_GROUP) attend_group(&st, q, KERN_GROUP, form, ASK_NONE);
+    if (n_q - q == 3) attend_group(&st, q, 3, form, ASK_NONE);
+    if (n_q - q == 2) attend_group(&st, q, 2, form, ASK_NONE);
+    if (n_q - q == 1) attend_group(&st, q, 1, form, ASK_NONE);
 }
 
 static void attend_halves_t0(tile_step *st)
@@ -227,6 +251,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
+    if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
         if (a->f32) {

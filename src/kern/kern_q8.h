@@ -1,7 +1,12 @@
-/* kern_q8.h - what the kernels of 8-bit rows share: the numbers of their arithmetic, which is integer wherever it sums (kern.h says what they compute).
+/* kern_q8.h - what the kernels of 8-bit rows share: the numbers of their arithmetic, and where rows and scales are.
  *
- * The one thing to know: sums of integers are exact, so how a kernel groups rows, queries and elements cannot change a bit; only what is listed here is
- * rounded, and each of these operations is the same in every ISA. */
+ * The one thing to know: sums of integers are exact, so how a kernel groups rows, queries and elements cannot change a bit.  What is rounded is this, the same
+ * operations in every vector ISA:
+ *
+ *   query    x[d] = q[d] * k_scale[d], between -FLT_MAX and FLT_MAX; most = the largest |x|; integers = round(x * (KERN_Q8_MOST / most)), step = most / KERN_Q8_MOST
+ *   score    (float)(sum of integers * bytes) * step, between -FLT_MAX and FLT_MAX
+ *   weights  w = p * v_scale, p the exponential; most = the largest w of the tile's positions; integers and step as above
+ *   output   o = fma((float)(sum of integers * bytes), step, o) */
 #ifndef SPW_KERN_Q8_H
 #define SPW_KERN_Q8_H
 
@@ -9,7 +14,106 @@
 
 /* The largest integer of a scaled query and of a weight: 127 * 256, so that either is two bytes. */
 #define KERN_Q8_MOST 32512.0f
-/* Below this the largest |q * k_scale| of a query and the largest weight of a tile count as 0: their reciprocals would not be finite. */
+/* Below this the largest |x| of a query and the largest weight of a tile count as 0, with step 0: their reciprocals would not be finite. */
 #define KERN_Q8_LEAST 1e-30f
+
+enum {
+    Q8_BLOCK = 32, /* queries whose integers and scores are kept at once */
+    Q8_DIM_STEP = 64, /* rows of integers are zero up to a multiple of this */
+};
+
+/* The parts of a.scratch, behind m and l.  s: scores of a tile, KERN_TILE for each query of a block.  q: their integers, q_stride apart.  quads: the same as 256 hi + lo, both
+ * signed bytes; q8_work_quads says where. */
+typedef struct q8_work {
+    kern_attend_work w;
+    size_t q_stride;
+    float *s;
+    int16_t *q;
+    int32_t *quads;
+    float step[Q8_BLOCK];
+    int32_t bias[Q8_BLOCK]; /* -128 * the sum of the integers */
+} q8_work;
+
+static inline void q8_work_begin(q8_work *w, const kern_attend_args *a)
+{
+    w->w = kern_attend_begin(a);
+    w->q_stride = (a->dim + Q8_DIM_STEP - 1) / Q8_DIM_STEP * Q8_DIM_STEP;
+    w->s = w->w.s;
+    w->quads = (int32_t *)(void *)(w->s + Q8_BLOCK * KERN_TILE);
+    w->q = (int16_t *)(void *)(w->quads + Q8_BLOCK * w->q_stride / 2);
+}
+
+/* For each KERN_GROUP queries of a block and each quad of elements: for each query four hi (from the result on, for query i and its elements from d on), then four lo. */
+static inline int32_t *q8_work_quads(const q8_work *w, size_t i, size_t d)
+{
+    return w->quads + (i / KERN_GROUP * w->q_stride / 4 + d / 4) * 2 * KERN_GROUP + i % KERN_GROUP * 2;
+}
+
+/* Positions up to end, from where the run before ends, whose spans have one k_scale. */
+typedef struct q8_run {
+    const float *k_scale;
+    uint32_t end;
+} q8_run;
+
+typedef struct q8_walk {
+    kern_walk rows;
+    uint32_t run; /* the one that holds the next position to be scored */
+    q8_run runs[KERN_SPAN];
+    float v_scale[KERN_SPAN]; /* of each position, zero up to the end of its tile */
+} q8_walk;
+
+static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
+{
+    uint32_t n = 0, n_runs = 0;
+    kern_walk_over(&w->rows, a, 2 * a->dim);
+    w->run = 0;
+    for (size_t s = 0; s < a->n_spans && n < KERN_SPAN; s++) {
+        const kern_span *span = &a->spans[s];
+        uint32_t take = span->n < KERN_SPAN - n ? span->n : KERN_SPAN - n;
+        if (take && !(n_runs && w->runs[n_runs - 1].k_scale == span->k_scale)) w->runs[n_runs++].k_scale = span->k_scale;
+        for (uint32_t i = 0; i < take; i++) w->v_scale[n + i] = span->v_scale[i];
+        n += take;
+        if (take) w->runs[n_runs - 1].end = n;
+    }
+    for (; n % KERN_TILE; n++) w->v_scale[n] = 0;
+}
+
+/* The run that holds position at, and in *end the end of its part of the tile. */
+static inline const float *q8_walk_run(q8_walk *w, const kern_tile *t, uint32_t at, uint32_t *end)
+{
+    while (w->runs[w->run].end <= at) w->run++;
+    const q8_run *run = &w->runs[w->run];
+    *end = run->end < t->base + t->n ? run->end : t->base + t->n;
+    return run->k_scale;
+}
+
+/* What is asked for ahead, line by line in the order of memory and in step with what the arithmetic uses. */
+typedef struct q8_ask {
+    const unsigned char *at, *end; /* within the row at *next; at == NULL: nothing is asked for */
+    const unsigned char *const *next, *const *last;
+    size_t row_bytes;
+} q8_ask;
+
+static inline q8_ask q8_ask_begin(const q8_walk *w, const kern_tile *t, bool ask)
+{
+    if (!ask) return (q8_ask){.at = NULL};
+    size_t row_bytes = w->rows.row_bytes;
+    return (q8_ask){.at = t->next[0], .end = t->next[0] + row_bytes, .next = t->next, .last = t->next + t->n - 1, .row_bytes = row_bytes};
+}
+
+KERN_INLINE void q8_ask_lines(q8_ask *c, const int n, const kern_hint hint)
+{
+    enum { LINE = 64 };
+    if (!c->at) return;
+    KERN_UNROLL for (int i = 0; i < n; i++) {
+        if (hint == KERN_HINT_T0) __builtin_prefetch(c->at, 0, 3);
+        else __builtin_prefetch(c->at, 0, 2);
+        c->at += LINE;
+        if (c->at < c->end) continue;
+        if (c->next < c->last) c->next++;
+        c->at = *c->next;
+        c->end = c->at + c->row_bytes;
+    }
+}
 
 #endif

@@ -6,6 +6,7 @@
 
 size_t kern_attend_scratch(size_t n_q, size_t dim)
 {
+    if (dim < 64) dim = 64; /* what rows of bytes need does not shrink with dim */
     return (2 * kern_attend_pad(n_q) + KERN_GROUP * KERN_TILE + 2 * dim * KERN_TILE) * sizeof(float);
 }
 

@@ -91,8 +91,8 @@ typedef struct measure_bench {
 bool measure_bracket(measure_bench *b, double *rate, double *on_cpu);
 /* The error of a benchmark that its caller ended. */
 spw_status measure_stopped(spw_err *err);
-/* Decode attention for one head dimension and block size (0: dense, 1: single positions), all group sizes. */
-spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block, spw_err *err);
+/* Decode attention for one head dimension and block size (0: dense, 1: single positions), all group sizes; over halves, or bytes. */
+spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block, bool q8, spw_err *err);
 /* Attention of n_rows prompt rows with g heads each, data in L2, against the FMA peak. */
 spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, size_t n_rows, spw_err *err);
 /* Peaked scores against flat ones, data in L2. */

@@ -15,13 +15,14 @@ enum {
     SAMPLE_BYTES = 16 << 20,   /* rows that a thread reads in a sample */
     L2_SAMPLES = 11, L2_UNITS = 4,
     MAX_SAMPLES = 64,          /* taken at most for a record */
+    Q8_RUN = 128, Q8_SETS = 64, /* rows of bytes that share scales; sets of scales, which stay in the cache: of the store's bytes they are 2 / 128 each, K's and V's */
 };
 
 #define RECORD_SECONDS 0.6 /* after which no more than the wanted number of samples is taken */
 
 /* What one worker computes with. */
 typedef struct attend_worker {
-    kern_span spans[UNIT_ROWS];
+    kern_span spans[2 * UNIT_ROWS]; /* of a unit, then of the next one */
     float *q, *o, *lse, *total, *total_lse;
     void *scratch;
     uint64_t sum;
@@ -31,6 +32,8 @@ typedef struct attend_job {
     measure_bench *b;
     uint32_t dim, g, block; /* block 0: dense */
     size_t n_q, row_bytes;
+    bool q8;
+    float *scales; /* of rows of bytes: sets of k_scale [dim], then sets of v_scale [Q8_RUN] */
     uint32_t span_rows, call_spans; /* positions per span, spans per call */
     uint32_t starts[UNIT_ROWS];     /* first position of each span of a unit */
     size_t extent;                  /* bytes from a unit's first row to the next unit's */
@@ -58,23 +61,26 @@ static void choose_starts(attend_job *j)
 static void job_free(attend_job *j)
 {
     mem_free(j->memory);
+    mem_free(j->scales);
     mem_free(j->workers);
     mem_free(j);
 }
 
-static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, uint32_t g, uint32_t block, size_t n_q, spw_err *err)
+static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, uint32_t g, uint32_t block, bool q8, size_t n_q, spw_err *err)
 {
     size_t n = (size_t)pool_n_threads(b->pool), row = n_q * dim * sizeof(float), lse = (n_q * sizeof(float) + 63) & ~(size_t)63;
     size_t each = 3 * row + 2 * lse + kern_attend_scratch(n_q, dim);
     attend_job *j = mem_zalloc(sizeof *j);
-    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each);
-    if (!j || !j->workers || !j->memory) {
+    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each), j->scales = mem_alloc(Q8_SETS * (dim + Q8_RUN) * sizeof(float));
+    if (!j || !j->workers || !j->memory || !j->scales) {
         if (j) job_free(j);
         return spw_fail(err, SPW_E_NOMEM, "benchmark: out of memory for %zu queries", n_q);
     }
     j->b = b, j->dim = dim, j->g = g, j->block = block, j->n_q = n_q;
-    j->row_bytes = 4 * (size_t)dim;
-    j->span_rows = block ? block : (uint32_t)KERN_SPAN;
+    j->q8 = q8;
+    j->row_bytes = (q8 ? 2 : 4) * (size_t)dim;
+    for (size_t i = 0; i < Q8_SETS * (dim + Q8_RUN); i++) j->scales[i] = 1.0f / 127;
+    j->span_rows = block ? block : q8 ? (uint32_t)Q8_RUN : (uint32_t)KERN_SPAN;
     j->call_spans = KERN_SPAN / j->span_rows;
     j->tuning = measure_tuning(b->machine);
     j->reading = b->arena->reading;
@@ -96,6 +102,17 @@ static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, u
     return SPW_OK;
 }
 
+/* The span that starts with row `at` of a unit. */
+static kern_span unit_span(const attend_job *j, const uint8_t *base, uint32_t at)
+{
+    kern_span span = {.rows = base + at * j->row_bytes, .n = j->span_rows};
+    if (!j->q8) return span;
+    size_t set = at / Q8_RUN % Q8_SETS;
+    span.k_scale = j->scales + set * j->dim;
+    span.v_scale = j->scales + Q8_SETS * (size_t)j->dim + set * Q8_RUN + at % Q8_RUN;
+    return span;
+}
+
 /* The spans of a unit; each time round the arena the same pattern lies some rows further on. */
 static void place_unit(const attend_job *j, size_t unit, kern_span *spans)
 {
@@ -104,7 +121,7 @@ static void place_unit(const attend_job *j, size_t unit, kern_span *spans)
     size_t n_slots = room > j->extent ? room / j->extent : 1, use = j->use + unit;
     const uint8_t *base = a->base + use % n_slots * j->extent + use / n_slots % n_shifts * shift_rows * j->row_bytes;
     uint32_t n = UNIT_ROWS / j->span_rows;
-    for (uint32_t i = 0; i < n; i++) spans[i] = (kern_span){.rows = base + j->starts[i] * j->row_bytes, .n = j->span_rows};
+    for (uint32_t i = 0; i < n; i++) spans[i] = unit_span(j, base, j->starts[i]);
 }
 
 static void read_unit(void *ctx, size_t unit, int worker)
@@ -118,7 +135,8 @@ static void read_unit(void *ctx, size_t unit, int worker)
 static void attend_call(const attend_job *j, attend_worker *w, const kern_span *spans, const kern_span *ahead, size_t n_ahead)
 {
     const kern_table *kern = j->b->kern;
-    kern->attend(&(kern_attend_args){.q = w->q, .q_stride = j->dim, .n_q = j->n_q, .dim = j->dim, .spans = spans, .n_spans = j->call_spans, .ahead = ahead,
+    kern_attend_fn *attend = j->q8 ? kern->attend_q8 : kern->attend;
+    attend(&(kern_attend_args){.q = w->q, .q_stride = j->dim, .n_q = j->n_q, .dim = j->dim, .spans = spans, .n_spans = j->call_spans, .ahead = ahead,
                                      .n_ahead = n_ahead, .tuning = &j->tuning, .o = w->o, .o_stride = j->dim, .lse = w->lse, .scratch = w->scratch});
     for (size_t i = 0; i < j->n_q; i++) kern->merge(w->total + i * j->dim, &w->total_lse[i], w->o + i * j->dim, w->lse[i], j->dim);
 }
@@ -128,9 +146,10 @@ static void attend_unit(void *ctx, size_t unit, int worker)
     attend_job *j = ctx;
     attend_worker *w = &j->workers[worker];
     place_unit(j, unit, w->spans);
+    place_unit(j, unit + (size_t)pool_n_threads(j->b->pool), w->spans + UNIT_CALLS * j->call_spans); /* as a step names the item after the coming one */
     for (size_t c = 0; c < UNIT_CALLS; c++) {
         const kern_span *spans = w->spans + c * j->call_spans;
-        attend_call(j, w, spans, spans + j->call_spans, c + 1 < UNIT_CALLS ? j->call_spans : 0);
+        attend_call(j, w, spans, spans + j->call_spans, j->call_spans);
     }
 }
 
@@ -141,7 +160,7 @@ static void cached_unit(void *ctx, size_t unit, int worker)
     attend_worker *w = &j->workers[worker];
     const uint8_t *base = j->b->arena->base + (size_t)worker * (size_t)KERN_SPAN * j->row_bytes;
     (void)unit;
-    for (uint32_t i = 0; i < j->call_spans; i++) w->spans[i] = (kern_span){.rows = base + i * j->span_rows * j->row_bytes, .n = j->span_rows};
+    for (uint32_t i = 0; i < j->call_spans; i++) w->spans[i] = unit_span(j, base, i * j->span_rows);
     for (size_t c = 0; c < UNIT_CALLS; c++) attend_call(j, w, w->spans, w->spans, j->call_spans);
 }
 
@@ -255,22 +274,25 @@ spw_status measure_stopped(spw_err *err)
     return spw_fail(err, SPW_E_ARG, "benchmark: stopped by its caller");
 }
 
-spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block, spw_err *err)
+spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block, bool q8, spw_err *err)
 {
     static const uint32_t groups[] = {1, 2, 3, 4, 6, 7, 8};
     int threads = pool_n_threads(b->pool);
     measure_reading reading = b->arena->reading;
     size_t use = 0;
     for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        if (q8 && groups[i] != 1 && groups[i] % 4) continue; /* 1, 4 and 8 say enough */
         attend_job *j;
-        spw_status s = job_create(&j, b, dim, groups[i], block, groups[i], err);
+        spw_status s = job_create(&j, b, dim, groups[i], block, q8, groups[i], err);
         if (s) return s;
         j->use = use;
         j->reading = reading;
         if (i == 0) tune_reading(j);
-        spw_bench_record r = {.kernel = "attn_decode", .type = "f16", .g = groups[i], .head_dim = dim, .block = block, .threads = threads};
+        spw_bench_record r = {.kernel = "attn_decode", .type = q8 ? "q8" : "f16", .g = groups[i], .head_dim = dim, .block = block, .threads = threads};
         r.l2_gbps = cached_rate(j);
-        r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads); /* 4 bytes and 4 operations per dimension and query */
+        /* 4 bytes and 4 operations per dimension and query; of bytes 2, and 8, as queries and weights have two terms */
+        if (!q8) r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads);
+        else if (b->int8_peak > 0) r.l2_peak = 4 * r.l2_gbps * groups[i] / (b->int8_peak * threads);
         sample_decode(j, &r);
         use = j->use, reading = j->reading;
         job_free(j);
@@ -282,7 +304,7 @@ spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block,
 spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, size_t n_rows, spw_err *err)
 {
     attend_job *j;
-    spw_status s = job_create(&j, b, dim, g, 0, n_rows * g, err);
+    spw_status s = job_create(&j, b, dim, g, 0, false, n_rows * g, err);
     if (s) return s;
     int threads = pool_n_threads(b->pool);
     spw_bench_record r = {.kernel = "attn_prefill", .type = "f16", .g = g, .head_dim = dim, .threads = threads, .is_ops = true, .n_clean = L2_SAMPLES, .n_samples = L2_SAMPLES};
@@ -297,7 +319,7 @@ spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, si
 spw_status measure_attend_peaked(measure_bench *b, uint32_t dim, uint32_t g, spw_err *err)
 {
     attend_job *j;
-    spw_status s = job_create(&j, b, dim, g, 0, g, err);
+    spw_status s = job_create(&j, b, dim, g, 0, false, g, err);
     if (s) return s;
     int threads = pool_n_threads(b->pool);
     spw_bench_record r = {.kernel = "attn_peaked", .type = "f16", .g = g, .head_dim = dim, .threads = threads, .n_clean = L2_SAMPLES, .n_samples = L2_SAMPLES};

@@ -36,7 +36,7 @@ static void atomic_most(atomic_llong *word, long long v)
     while (v > old && !atomic_compare_exchange_weak(word, &old, v)) {}
 }
 
-/* One item a thread: a thread that has arrived claims no second one, so every item finds a thread of its own. */
+/* One item a thread: they wait for each other, so all start together. */
 static void run_thread(void *ctx, size_t item, int worker)
 {
     run_state *s = ctx;
@@ -57,7 +57,7 @@ measure_time measure_run(spw_pool *pool, size_t n_units, pool_fn *fn, void *ctx)
 {
     run_state s = {.n_threads = pool_n_threads(pool), .n_units = n_units, .fn = fn, .ctx = ctx};
     atomic_init(&s.start, INT64_MAX);
-    pool_run(pool, (size_t)s.n_threads, run_thread, &s);
+    pool_run_all(pool, run_thread, &s);
     long long took = atomic_load(&s.end) - atomic_load(&s.start);
     if (took < 1) took = 1;
     long long cpu = atomic_load(&s.cpu) > 0 ? atomic_load(&s.cpu) : 1;

@@ -23,7 +23,8 @@ struct exec {
     const kern_table *kern;
     spw_pool *pool;
     uint32_t dim;
-    bool f32; /* the store holds floats */
+    bool f32; /* rows are written as floats */
+    bool q8;  /* full pages are sealed */
     kern_tuning tuning;
     exec_scratch *scratch; /* one per worker */
     float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
@@ -48,6 +49,7 @@ spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const
     x->pool = pool;
     x->dim = kv_dim(store);
     x->f32 = kv_store_type(store) == KV_F32;
+    x->q8 = kv_store_type(store) == KV_Q8;
     x->tuning = KERN_TUNING_DEFAULT;
     *out = x;
     return SPW_OK;
@@ -102,6 +104,20 @@ static void append_block(void *ctx, size_t item, int worker)
     (void)worker;
 }
 
+/* Item: one head of one session's rows. */
+static void seal_head(void *ctx, size_t item, int worker)
+{
+    const exec *x = ctx;
+    const exec_layer *l = x->layer;
+    kv_seal(x->rows[item / l->n_head_kv].seq, l->layer, (uint32_t)(item % l->n_head_kv), x->kern->quantise_q8);
+    (void)worker;
+}
+
+static bool fills_page(const plan_rows *r)
+{
+    return (r->first_pos + r->n_rows) / KV_PAGE_ROWS > r->first_pos / KV_PAGE_ROWS;
+}
+
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l)
 {
     size_t total = 0;
@@ -113,6 +129,9 @@ void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer
     x->n_rows = n_rows;
     x->layer = l;
     pool_run(x->pool, (total + APPEND_ROWS - 1) / APPEND_ROWS, append_block, x);
+    bool seal = false;
+    for (size_t i = 0; i < n_rows && x->q8; i++) seal |= fills_page(&rows[i]);
+    if (seal) pool_run(x->pool, n_rows * l->n_head_kv, seal_head, x);
 }
 
 /* ------------------------------------------------------------------------------------------------ attend ---- */
@@ -183,13 +202,20 @@ static void set_empty(float *o, float *lse, size_t n, size_t dim)
     for (size_t i = 0; i < n; i++) lse[i] = -__builtin_inff();
 }
 
+static kern_attend_fn *attend_of(const exec *x, bool sealed)
+{
+    return sealed ? x->kern->attend_q8 : x->kern->attend;
+}
+
 /* Partials of n queries over positions first .. first+n_pos-1, folded into the totals. */
-static void fold_span(exec *x, exec_scratch *s, const plan_rows *r, uint32_t head, uint64_t first, uint32_t n_pos, size_t n, bool masked)
+static void fold_span(exec *x, exec_scratch *s, const plan_rows *r, uint32_t head, uint64_t first, uint32_t n_pos, bool sealed, size_t n, bool masked)
 {
     kern_span spans[KV_MAX_SPANS];
-    size_t n_spans = kv_spans(r->seq, x->layer->layer, head, first, n_pos, spans);
-    x->kern->attend(&(kern_attend_args){.q = s->q, .q_stride = x->dim, .n_q = n, .dim = x->dim, .spans = spans, .n_spans = n_spans,
-                                        .n_valid = masked ? s->n_valid : NULL, .f32 = x->f32, .o = s->part, .o_stride = x->dim, .lse = s->part_lse, .scratch = s->kern});
+    size_t n_spans = kv_spans(r->seq, x->layer->layer, head, first, n_pos, sealed, spans);
+    kern_attend_args args = {.q = s->q, .q_stride = x->dim, .n_q = n, .dim = x->dim, .spans = spans, .n_spans = n_spans,
+                             .n_valid = masked ? s->n_valid : NULL, .f32 = x->f32, .o = s->part, .o_stride = x->dim, .lse = s->part_lse,
+                             .scratch = s->kern};
+    attend_of(x, sealed)(&args);
     for (size_t i = 0; i < n; i++) x->kern->merge(s->total + i * x->dim, &s->total_lse[i], s->part + i * x->dim, s->part_lse[i], x->dim);
 }
 
@@ -198,46 +224,67 @@ static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
     const plan_rows *r = &x->rows[it->rows];
     uint32_t group = x->layer->group;
     size_t n = (size_t)it->n * group, row0 = r->first_row + (size_t)it->first_row;
-    uint64_t pos0 = r->first_pos + it->first_row, end = pos0 + it->n; /* the last row sees positions below end */
+    uint64_t pos0 = r->first_pos + it->first_row, end = pos0 + it->n, border = kv_border(r->seq, pos0); /* the last row sees positions below end */
     for (uint32_t i = 0; i < it->n; i++) memcpy(s->q + (size_t)i * group * x->dim, q_at(x, row0 + i, it->head), group * x->dim * sizeof(float));
     set_empty(s->total, s->total_lse, n, x->dim);
-    for (uint64_t first = 0; first < end; first += KERN_SPAN) {
-        uint32_t n_pos = end - first < KERN_SPAN ? (uint32_t)(end - first) : (uint32_t)KERN_SPAN;
+    for (uint64_t first = 0, stop; first < end; first = stop) {
+        stop = plan_cut(first, end, border);
+        uint32_t n_pos = (uint32_t)(stop - first);
         bool masked = first + n_pos > pos0 + 1;
         for (uint32_t i = 0; i < it->n && masked; i++) {
             uint64_t sees = pos0 + i + 1 > first ? pos0 + i + 1 - first : 0;
             for (uint32_t g = 0; g < group; g++) s->n_valid[i * group + g] = sees < n_pos ? (uint32_t)sees : n_pos;
         }
-        fold_span(x, s, r, it->head, first, n_pos, n, masked);
+        fold_span(x, s, r, it->head, first, n_pos, first < border, n, masked);
     }
     for (uint32_t i = 0; i < it->n; i++) store_out(x, o_at(x, row0 + i, it->head), s->total + (size_t)i * group * x->dim);
 }
 
-static size_t decode_spans(const exec *x, const plan_item *it, uint32_t n, kern_span spans[KV_MAX_SPANS])
+/* True when a decode item is about positions that its row sees sealed. */
+static bool is_sealed(const exec *x, const plan_item *it)
 {
-    return kv_spans(x->rows[it->rows].seq, x->layer->layer, it->head, it->first_pos, n, spans);
+    const plan_rows *r = &x->rows[it->rows];
+    return it->first_pos < kv_border(r->seq, r->first_pos);
 }
 
-/* next: the item that this worker will most likely take after this one, or NULL. */
+static size_t decode_spans(const exec *x, const plan_item *it, uint32_t n, bool sealed, kern_span spans[KV_MAX_SPANS])
+{
+    return kv_spans(x->rows[it->rows].seq, x->layer->layer, it->head, it->first_pos, n, sealed, spans);
+}
+
+/* The next decode item of the same kind that this worker will most likely take, or NULL: its share is a run of items, and between the sealed rows of two
+ * heads lies one item of rows that are not. */
+static const plan_item *next_like(const exec *x, size_t item)
+{
+    bool sealed = is_sealed(x, &x->plan->items[item]);
+    for (size_t i = item + 1; i < x->plan->n_items && i <= item + 2; i++) {
+        const plan_item *it = &x->plan->items[i];
+        if (it->kind == PLAN_DECODE && is_sealed(x, it) == sealed) return it;
+    }
+    return NULL;
+}
+
+/* next: an item of the same kind whose first rows are to be asked for, or NULL. */
 static void run_decode(exec *x, const plan_item *it, const plan_item *next, exec_scratch *s)
 {
     const plan_rows *r = &x->rows[it->rows];
     size_t group = x->layer->group, at = it->partial * group;
+    bool sealed = is_sealed(x, it);
     kern_span spans[KV_MAX_SPANS], ahead[KV_MAX_SPANS];
-    size_t n_spans = decode_spans(x, it, it->n, spans), n_ahead = 0;
-    if (next && next->kind == PLAN_DECODE) n_ahead = decode_spans(x, next, next->n < KERN_AHEAD ? next->n : (uint32_t)KERN_AHEAD, ahead);
-    x->kern->attend(&(kern_attend_args){.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans,
-                                        .n_spans = n_spans, .ahead = ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32,
-                                        .o = x->partials + at * x->dim, .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern});
+    size_t n_spans = decode_spans(x, it, it->n, sealed, spans), n_ahead = 0;
+    if (next) n_ahead = decode_spans(x, next, next->n < KERN_AHEAD ? next->n : (uint32_t)KERN_AHEAD, sealed, ahead);
+    kern_attend_args args = {.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans, .n_spans = n_spans,
+                             .ahead = ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32, .o = x->partials + at * x->dim, .o_stride = x->dim,
+                             .lse = x->lse + at, .scratch = s->kern};
+    attend_of(x, sealed)(&args);
 }
 
 static void run_item(void *ctx, size_t item, int worker)
 {
     exec *x = ctx;
     const plan_item *it = &x->plan->items[item];
-    size_t next = item + (size_t)pool_n_threads(x->pool); /* workers take turns, about */
     if (it->kind == PLAN_PROMPT) run_prompt(x, it, &x->scratch[worker]);
-    else run_decode(x, it, next < x->plan->n_items ? &x->plan->items[next] : NULL, &x->scratch[worker]);
+    else run_decode(x, it, next_like(x, item), &x->scratch[worker]);
 }
 
 /* Folds the partials of one (row, head) in ascending order. */

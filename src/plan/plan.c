@@ -40,11 +40,20 @@ static spw_status add_item(plan *p, plan_item item, spw_err *err)
     return status;
 }
 
+/* Rows from row first on that have its border. */
+static uint32_t rows_of_border(const plan_rows *r, uint32_t first)
+{
+    uint32_t left = r->n_rows - first;
+    uint64_t pos = r->first_pos + first, border = kv_border(r->seq, pos), end = border + KV_PAGE_ROWS;
+    return kv_border(r->seq, pos + left - 1) == border ? left : (uint32_t)(end - pos);
+}
+
 static spw_status add_prompt(plan *p, const plan_rows *r, uint32_t index, const plan_shape *shape, spw_err *err)
 {
     uint32_t block = plan_block_rows(shape->group);
-    for (uint32_t first = 0; first < r->n_rows; first += block) {
-        uint32_t n = r->n_rows - first < block ? r->n_rows - first : block;
+    for (uint32_t first = 0, n; first < r->n_rows; first += n) {
+        uint32_t left = rows_of_border(r, first), n_blocks = (left + block - 1) / block;
+        n = (left + n_blocks - 1) / n_blocks; /* about alike: a block of two rows reads as much as a full one */
         for (uint32_t h = 0; h < shape->n_head_kv; h++) {
             spw_status s = add_item(p, (plan_item){.kind = PLAN_PROMPT, .rows = index, .head = h, .first_row = first, .n = n}, err);
             if (s) return s;
@@ -66,13 +75,18 @@ static uint64_t middle_chosen(const policy_params *pp, const policy_choice *c, u
     return sum;
 }
 
-/* Items of one chosen range, cut at multiples of KERN_SPAN. */
-static spw_status add_range(plan *p, policy_range range, plan_item item, spw_err *err)
+uint64_t plan_cut(uint64_t at, uint64_t end, uint64_t border)
+{
+    uint64_t stop = (at / KERN_SPAN + 1) * KERN_SPAN;
+    if (at < border && border < stop) stop = border;
+    return stop < end ? stop : end;
+}
+
+static spw_status add_range(plan *p, policy_range range, uint64_t border, plan_item item, spw_err *err)
 {
     uint64_t at = range.first, end = range.first + range.n;
     while (at < end) {
-        uint64_t stop = (at / KERN_SPAN + 1) * KERN_SPAN;
-        if (stop > end) stop = end;
+        uint64_t stop = plan_cut(at, end, border);
         item.first_pos = at;
         item.n = (uint32_t)(stop - at);
         item.partial = p->n_partials++;
@@ -85,7 +99,7 @@ static spw_status add_range(plan *p, policy_range range, plan_item item, spw_err
 
 static spw_status add_decode(plan *p, const plan_rows *r, uint32_t index, const plan_shape *shape, spw_err *err)
 {
-    uint64_t row_bytes = kv_seq_row_bytes(r->seq);
+    uint64_t row_bytes = kv_seq_row_bytes(r->seq), border = kv_border(r->seq, r->first_pos);
     for (uint32_t h = 0; h < shape->n_head_kv; h++) {
         policy_query q = {.seq = r->seq, .n_pos = r->first_pos + 1, .layer = shape->layer, .head = h, .n_q = shape->group};
         if (shape->q) {
@@ -97,7 +111,7 @@ static spw_status add_decode(plan *p, const plan_rows *r, uint32_t index, const 
         spw_status s = r->policy->ops->select(r->policy->state, &r->policy->params, &q, &p->choice, err);
         plan_merge m = {.rows = index, .head = h, .first_partial = p->n_partials};
         for (size_t i = 0; i < p->choice.n && !s; i++) {
-            s = add_range(p, p->choice.ranges[i], (plan_item){.kind = PLAN_DECODE, .rows = index, .head = h}, err);
+            s = add_range(p, p->choice.ranges[i], border, (plan_item){.kind = PLAN_DECODE, .rows = index, .head = h}, err);
         }
         if (s) return s;
         m.n_partials = p->n_partials - m.first_partial;

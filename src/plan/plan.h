@@ -4,8 +4,9 @@
  * finishes its rows alone.  A decode item is one generated row, one KV head and at most KERN_SPAN chosen positions: it leaves a partial, and partials of a (row, head) are
  * merged in ascending order of positions afterwards.
  *
- * Both cut positions at the same places (multiples of KERN_SPAN, and the borders of chosen ranges), which is what makes a row's bits independent
- * of whether it was evaluated alone or in a block. */
+ * Both cut positions at the same places (plan_cut: multiples of KERN_SPAN, the border from which on a row sees its own page as it was written, and the
+ * ends of chosen ranges), which is what makes a row's bits independent of whether it was evaluated alone or in a block.  All rows of a prompt item have
+ * one border. */
 #ifndef SPW_PLAN_H
 #define SPW_PLAN_H
 
@@ -62,12 +63,14 @@ typedef struct plan_shape {
     size_t q_row_stride;              /* floats */
 } plan_shape;
 
+/* Where the piece of positions that begins at `at` ends, for rows that see positions from border on as they were written (kv_border). */
+uint64_t plan_cut(uint64_t at, uint64_t end, uint64_t border);
 /* True when the plan of one layer serves the next: no decode row has a policy that looks at q. */
 bool plan_is_static(const plan_rows *rows, size_t n_rows);
 /* Replaces the content of *p (zeroed at first). */
 spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_err *err);
 void plan_free(plan *p);
-/* Rows of a prompt block for G query heads: a function of G alone. */
+/* Rows of a prompt block for G query heads at most: a function of G alone. */
 uint32_t plan_block_rows(uint32_t group);
 
 #endif
