@@ -1,6 +1,7 @@
 /* test_kv.c - the KV store against a naive model: random appends, forks, truncations and frees, with every row's content checked.
  * Built twice: with the product's pages, and with pages of 4 positions (make stress). */
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kv.h"
@@ -253,6 +254,35 @@ static void test_memory_grows_with_use(void)
     kv_store_free(st);
 }
 
+/* The system's placement policy of the page at an address; -1 when it will not say. */
+static int placement_of(const void *addr)
+{
+    enum { AT_ADDRESS = 2 };
+    unsigned long mask[16] = {0};
+    int mode;
+    return syscall(SYS_get_mempolicy, &mode, mask, 8 * sizeof mask, addr, AT_ADDRESS) ? -1 : mode;
+}
+
+/* Two made-up nodes that are both the first one: what was asked for can be seen, on any machine whose system knows nodes. */
+static void test_heads_are_placed(void)
+{
+    enum { PREFERRED = 1 };
+    static numa_topology twice = {.n_nodes = 2, .nodes = {{.n_cpus = 1}, {.n_cpus = 1}}};
+    spw_err err;
+    for (int with = 0; with < 2; with++) {
+        kv_store *st = NULL;
+        kv_seq *s = NULL;
+        CHECK_OK(kv_store_create(&st, &(kv_config){.n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .side_bytes = 4096, .numa = with ? &twice : NULL}, &err), err);
+        CHECK_OK(kv_seq_create(&s, st, CTX, &err), err);
+        CHECK_OK(kv_seq_reserve(s, 1, &err), err);
+        for (uint32_t l = 0; l < LAYERS; l++)
+            for (uint32_t h = 0; h < heads[l]; h++) CHECK_INT(placement_of(kv_row(s, l, h, 0)) == PREFERRED, with);
+        CHECK_INT(placement_of(kv_side(s, 0, 0, 0)) == PREFERRED, with);
+        kv_seq_free(s);
+        kv_store_free(st);
+    }
+}
+
 int main(void)
 {
     RUN(test_random);
@@ -260,6 +290,8 @@ int main(void)
     RUN(test_fork_shares_until_written);
     RUN(test_full);
     RUN(test_spans_cover_the_rows);
+    if (placement_of(heads) < 0) SKIP("test_heads_are_placed", "this system does not tell where it puts pages");
+    else RUN(test_heads_are_placed);
     if (test_is_emulated()) SKIP("test_memory_grows_with_use", "the emulator's own memory is counted with the test's");
     else RUN(test_memory_grows_with_use);
     return test_done();

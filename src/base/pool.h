@@ -3,7 +3,7 @@
  * A job is n_items independent items.  Each of the caller and the workers has a run of adjacent items as its share, the same for every job of that size, and
  * takes it front to back; who is done early takes items of others, from the back.  What an item computes may depend only
  * on its number, never on who runs it, so results are the same for any number of threads: split work by its size.
- * Workers spin about 0.01 ms for the next job, then sleep on a futex.  On a machine of several memory nodes a worker runs on the node whose share its items are
+ * Workers spin about 0.02 ms for the next job, then sleep on a futex.  On a machine of several memory nodes a worker runs on the node whose share its items are
  * (numa.h); the caller is the application's thread, and stays where it is.  Every worker, and the caller for the length of a job, has FTZ and
  * DAZ set. */
 #ifndef SPW_POOL_H

@@ -133,7 +133,7 @@ static spw_status open_store(spw_engine *e, const spw_engine_params *p, spw_err 
     uint32_t *heads = mem_calloc(hp->n_layer, sizeof *heads);
     if (!heads) return spw_fail(err, SPW_E_NOMEM, "engine: out of memory for %u layers", hp->n_layer);
     for (uint32_t i = 0; i < hp->n_layer; i++) heads[i] = hp->layer_kv[i].n_head_kv;
-    spw_status s = kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = heads, .dim = e->dim, .type = store_type(p)}, err);
+    spw_status s = kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = heads, .dim = e->dim, .type = store_type(p), .numa = pool_numa(e->pool)}, err);
     mem_free(heads);
     return s;
 }

@@ -39,6 +39,7 @@
 #define SPW_KV_H
 
 #include "kern.h"
+#include "numa.h"
 
 #ifndef KV_PAGE_ROWS
 #define KV_PAGE_ROWS 128 /* positions; the stress build uses 4 */
@@ -62,6 +63,7 @@ typedef struct kv_config {
     const uint32_t *n_head_kv; /* per layer, each > 0; copied */
     uint32_t dim;              /* multiple of 16; at most KERN_Q8_DIM for KV_Q8 */
     size_t side_bytes;         /* per page, layer and head; 0: none */
+    const numa_topology *numa; /* NULL or of one node: pages lie where the system puts them.  Else each KV head's on the node whose workers get its items (numa.h); kept */
 } kv_config;
 
 spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err);

@@ -31,6 +31,7 @@ struct kv_store {
     uint32_t *first_arena; /* n_layer + 1: arena of head 0 of each layer; the last entry is the number of arenas */
     size_t row_bytes, page_bytes;
     size_t scale_bytes, side_bytes; /* of one page in one arena: of the scales, which come first, and of the whole side area */
+    const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;
     kv_page *pages;

@@ -43,6 +43,7 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
     st->n_layer = config->n_layer;
     st->dim = config->dim;
     st->type = config->type;
+    st->numa = config->numa;
     st->row_bytes = 2 * (size_t)config->dim * elem_bytes(config->type);
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
     st->scale_bytes = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
@@ -86,6 +87,21 @@ uint64_t kv_bytes_per_page(const kv_store *st)
     return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->side_bytes);
 }
 
+/* Asks for the memory of each KV head's arenas on the node that will read it; refusals are ignored. */
+static void place_arenas(const kv_store *st, const kv_segment *seg)
+{
+    if (!st->numa || st->numa->n_nodes < 2) return;
+    uint8_t *side = seg->base + kv_n_arenas(st) * seg->row_arena_bytes;
+    for (uint32_t l = 0; l < st->n_layer; l++) {
+        uint32_t first = st->first_arena[l], n_heads = st->first_arena[l + 1] - first;
+        for (uint32_t h = 0; h < n_heads; h++) {
+            int node = numa_node_of(st->numa, h, n_heads);
+            numa_prefer(st->numa, seg->base + (first + h) * seg->row_arena_bytes, seg->row_arena_bytes, node);
+            numa_prefer(st->numa, side + (first + h) * seg->side_arena_bytes, seg->side_arena_bytes, node);
+        }
+    }
+}
+
 /* Adds a segment of at least n_pages pages. */
 static spw_status add_segment(kv_store *st, uint64_t n_pages, spw_err *err)
 {
@@ -116,6 +132,7 @@ static spw_status add_segment(kv_store *st, uint64_t n_pages, spw_err *err)
                         (unsigned long long)n_pages * KV_PAGE_ROWS);
     }
     madvise(seg.base, seg.bytes, MADV_NOHUGEPAGE);
+    place_arenas(st, &seg);
     for (uint32_t i = 0; i < seg.n_pages; i++) pages[st->n_pages + i] = (kv_page){.segment = st->n_segments};
     segments[st->n_segments++] = seg;
     st->n_pages += seg.n_pages;
