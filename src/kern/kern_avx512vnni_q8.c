@@ -1,7 +1,7 @@
 /* kern_avx512vnni_q8.c - attention over rows of bytes for AVX-512 with VNNI (kern_q8.h says what is rounded).
  *
- * Scores of three queries or more: sixteen rows are transposed in registers, so that a lane is a position, and vpdpbusd multiplies quads of their elements by
- * quads of every query, which come broadcast from memory.  Fewer queries, or a few rows that share a scale: the tree over the lanes of vpdpwssd.  Values: four
+ * Scores of two queries or more: sixteen rows are transposed in registers, so that a lane is a position, and vpdpbusd multiplies quads of their elements by
+ * quads of every query, which come broadcast from memory.  One query, or a few rows that share a scale: the tree over the lanes of vpdpwssd.  Values: four
  * rows interleaved for vpdpbusd, weights being two bytes.  All sums are exact: every way gives the same bits.
  * Bounds: memory for few queries (2 * n * dim bytes), else 4 vpdpbusd per query, position and 64 elements, one a cycle. */
 #include "kern_avx512.h"
@@ -12,7 +12,7 @@
 
 enum {
     FEW_ROWS = 4, /* rows of one scale up to which the tree is cheaper */
-    FEW = 2,      /* queries, likewise */
+    FEW = 1,      /* queries, likewise */
 };
 
 /* One tile for one block of queries. */
