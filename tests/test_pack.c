@@ -1,5 +1,5 @@
 /* test_pack.c - products of packed weights and integer activations: repacking, every ISA against exact sums and against each other, one row
- * against many, the host device's cutting, and activations that are no numbers. */
+ * against many, the host device's cutting, and activations that are no numbers; few rows times weights as they lie in the file. */
 #include "dev_host.h"
 #include "isas.h"
 #include "mem.h"
@@ -143,6 +143,95 @@ static void test_row_counts(void)
     }
 }
 
+/* Two panels and any number of rows in one call: each row and output has the bits that it has alone, in every ISA; nothing beyond n_out is written. */
+static void test_many_rows(void)
+{
+    enum { COLS = 576, ROWS = 23, STRIDE = 40 };
+    static const size_t outs[] = {16, 17, 27, 32};
+    uint64_t seed = 9;
+    static float x[ROWS * COLS], want[ROWS][32], y[ROWS * STRIDE];
+    static uint8_t ints[ROWS * COLS / 32 * PACK_X_FINE], one[COLS / 32 * PACK_X_FINE];
+    for (size_t k = 0; k < ROWS * COLS; k++) x[k] = test_uniform(&seed);
+    for (size_t a = 0; a < N_ISA; a++) {
+        const kern_table *t = kern_get(isas[a]);
+        if (!t || !t->pack_x) continue;
+        for (size_t i = 0; i < 5; i++) { /* the types without super-blocks: 576 is no multiple of 256 */
+            uint8_t *w = random_weight(types[i], 32, COLS, &seed), *panels = packed(types[i], w, 32, COLS);
+            kern_pack_args args = {.panel = panels, .panel_bytes = pack_panel_bytes(types[i], COLS), .n_cols = COLS};
+            for (int fine = 0; fine < 2; fine++) {
+                size_t bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+                args.fine = fine;
+                for (size_t r = 0, n; r < ROWS; r += n) {
+                    n = pack_group_rows(r, ROWS);
+                    for (size_t g = 0; g < n; g++) t->pack_x(x + (r + g) * COLS, COLS, fine, ints + (r * (COLS / 32) + g) * bytes, n * bytes);
+                }
+                args.x = one, args.n_rows = 1, args.y_stride = 32;
+                for (size_t r = 0; r < ROWS; r++) {
+                    t->pack_x(x + r * COLS, COLS, fine, one, bytes);
+                    args.y = want[r], args.n_out = 32;
+                    t->pack_dot[types[i]](&args);
+                }
+                args.x = ints, args.n_rows = ROWS, args.y = y, args.y_stride = STRIDE;
+                for (size_t o = 0; o < sizeof outs / sizeof *outs; o++) {
+                    for (size_t k = 0; k < ROWS * STRIDE; k++) y[k] = 7;
+                    args.n_out = outs[o];
+                    t->pack_dot[types[i]](&args);
+                    for (size_t r = 0; r < ROWS; r++) {
+                        CHECK(!memcmp(want[r], y + r * STRIDE, outs[o] * sizeof *y));
+                        for (size_t k = outs[o]; k < STRIDE; k++) CHECK(y[r * STRIDE + k] == 7);
+                    }
+                }
+            }
+            free(w), free(panels);
+        }
+    }
+}
+
+/* Weights read as they lie in the file: the bits of gemm with the dequantised ones, for odd sizes, misaligned weights and every number of rows. */
+static void test_few(void)
+{
+    static const uint32_t plain[] = {QUANT_F16, QUANT_BF16, QUANT_F32};
+    static const size_t sizes[] = {1, 16, 31, 512, 515, 1100};
+    enum { OUTS = 9, STRIDE = 11, MOST = 1100 };
+    uint64_t seed = 10;
+    static float x[KERN_FEW_ROWS * MOST], values[OUTS * MOST];
+    static uint8_t room[OUTS * MOST * 4 + 64];
+    int n_tested = 0;
+    for (size_t k = 0; k < KERN_FEW_ROWS * MOST; k++) x[k] = test_uniform(&seed);
+    for (size_t a = 0; a < N_ISA; a++) {
+        const kern_table *t = kern_get(isas[a]);
+        for (size_t i = 0; t && i < 3; i++) {
+            if (!t->few[plain[i]]) continue;
+            n_tested++;
+            for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+                size_t cols = sizes[s], size = plain[i] == QUANT_F32 ? 4 : 2;
+                uint8_t *w = room + (plain[i] == QUANT_F32 ? 4 : 2);
+                for (size_t k = 0; k < OUTS * cols; k++) {
+                    float v = test_uniform(&seed);
+                    kern_f16 h = kern_f32_to_f16(v);
+                    uint32_t bits;
+                    memcpy(&bits, &v, 4);
+                    if (plain[i] == QUANT_BF16) h = (kern_f16)(bits >> 16);
+                    memcpy(w + k * size, size == 4 ? (const void *)&bits : (const void *)&h, size);
+                }
+                t->dequant[plain[i]](w, OUTS * cols, values);
+                for (size_t n = 0; n <= KERN_FEW_ROWS; n++) {
+                    float want[KERN_FEW_ROWS * STRIDE], y[KERN_FEW_ROWS * STRIDE];
+                    for (size_t k = 0; k < KERN_FEW_ROWS * STRIDE; k++) want[k] = y[k] = 7;
+                    t->gemm(x, MOST, n, values, cols, OUTS, cols, want, STRIDE);
+                    t->few[plain[i]](&(kern_few_args){.w = w, .n_cols = cols, .n_out = OUTS, .x = x, .x_stride = MOST, .n_rows = n, .y = y, .y_stride = STRIDE});
+                    CHECK(!memcmp(want, y, sizeof y));
+                }
+            }
+        }
+    }
+#if defined(__x86_64__)
+    CHECK(n_tested > 0 || !kern_get("avx2"));
+#else
+    (void)n_tested;
+#endif
+}
+
 /* Zeros, the largest and the smallest numbers, and what is no number: the last gives NaN in its row and nowhere else. */
 static void test_hostile_activations(void)
 {
@@ -265,6 +354,8 @@ int main(void)
     RUN(test_sizes);
     RUN(test_panels);
     RUN(test_row_counts);
+    RUN(test_many_rows);
+    RUN(test_few);
     RUN(test_hostile_activations);
     RUN(test_device);
     return test_done();

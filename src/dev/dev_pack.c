@@ -1,9 +1,9 @@
 /* dev_pack.c - repacks weights once and multiplies with them (dev_pack.h).
  *
- * Activations of n_rows rows are held in groups of 8, 4, 2 and 1 rows, whole eights first, so that a row's place depends on n_rows; its
- * integers do not, nor does what a kernel makes of them. */
+ * Panels go in pairs, as the kernels take them. */
 #include "dev_pack.h"
 
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -14,11 +14,12 @@
 #define AREA_BYTES ((size_t)64 << 20) /* of an area, unless a weight needs more */
 
 enum {
-    X_BLOCK_BYTES = 256 << 10, /* activations of an item with many rows: they stay in L2 while its panels go by */
+    X_BLOCK_BYTES = 512 << 10, /* activations of an item with many rows: they stay in L2 while its panels go by */
     MIN_ITEM_BYTES = 8 << 10,  /* of panels in an item: small products are shared evenly, large ones cost few claims */
     MAX_ITEM_BYTES = 64 << 10,
     ITEMS_WANTED = 32,         /* of a product, between these */
     GROUP = 8,                 /* rows of a group at most */
+    MAX_ROWS = 128,            /* of an item */
     INLINE_X = 1 << 14,        /* activations that are not worth a fork */
 };
 
@@ -131,6 +132,18 @@ static void drop_mapped(const dev_weight_desc *desc, uint64_t bytes)
     if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
+static spw_status no_room(const dev_weight_desc *desc, uint64_t row_bytes, spw_err *err)
+{
+    return spw_fail(err, SPW_E_NOMEM, "tensor %s: out of memory for repacking %llu rows of %llu bytes", desc->name, (unsigned long long)desc->rows,
+                    (unsigned long long)row_bytes);
+}
+
+static void count(dev_pack *p, size_t bytes, double start)
+{
+    p->stats.bytes += bytes;
+    p->stats.seconds += seconds_now() - start;
+}
+
 spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *out, spw_err *err)
 {
     size_t panel_bytes = pack_panel_bytes(desc->type, desc->cols), n_panels = (desc->rows + PACK_ROWS - 1) / PACK_ROWS, bytes;
@@ -138,26 +151,45 @@ spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *ou
     if (!panel_bytes || !p->kern->pack_dot[desc->type] || !quant_bytes(desc->type, desc->cols, &row_bytes)) return SPW_OK;
     double start = seconds_now();
     uint8_t *panels = mul_size(panel_bytes, n_panels, &bytes) && grow_x(p, desc->cols) ? take_room(p, bytes) : NULL;
-    if (!panels) {
-        return spw_fail(err, SPW_E_NOMEM, "tensor %s: out of memory for repacking %llu rows of %llu bytes", desc->name, (unsigned long long)desc->rows,
-                        (unsigned long long)row_bytes);
-    }
+    if (!panels) return no_room(desc, row_bytes, err);
     *out = (dev_panels){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .panel_bytes = panel_bytes, .panels = panels};
     pool_run(p->pool, n_panels, repack_item, &(repack_job){desc, out, panels, row_bytes});
     if (desc->mapped) drop_mapped(desc, row_bytes * desc->rows);
-    p->stats.bytes += bytes;
-    p->stats.seconds += seconds_now() - start;
+    count(p, bytes, start);
+    return SPW_OK;
+}
+
+typedef struct move_job {
+    const uint8_t *from;
+    uint8_t *to;
+    size_t bytes;
+} move_job;
+
+static void move_item(void *ctx, size_t item, int worker)
+{
+    const move_job *j = ctx;
+    size_t at = item * HUGE_BYTES;
+    memcpy(j->to + at, j->from + at, j->bytes - at < HUGE_BYTES ? j->bytes - at : HUGE_BYTES);
+    (void)worker;
+}
+
+spw_status dev_pack_move(dev_pack *p, const dev_weight_desc *desc, const uint8_t **data, spw_err *err)
+{
+    size_t bytes, rounded;
+    uint64_t row_bytes;
+    if (!p->kern->few[desc->type] || !quant_bytes(desc->type, desc->cols, &row_bytes)) return SPW_OK;
+    double start = seconds_now();
+    bool fits = mul_size(row_bytes, desc->rows, &bytes) && add_size(bytes, 63, &rounded);
+    uint8_t *room = fits ? take_room(p, rounded / 64 * 64) : NULL;
+    if (!room) return no_room(desc, row_bytes, err);
+    pool_run(p->pool, (bytes + HUGE_BYTES - 1) / HUGE_BYTES, move_item, &(move_job){desc->data, room, bytes});
+    if (desc->mapped) drop_mapped(desc, bytes);
+    *data = room;
+    count(p, bytes, start);
     return SPW_OK;
 }
 
 /* -------------------------------------------------------------------------------------------- products ---- */
-
-/* Rows of the group that starts at row. */
-static size_t group_rows(size_t row, size_t n_rows)
-{
-    size_t left = n_rows - row;
-    return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
 
 typedef struct x_job {
     const dev_pack *p;
@@ -171,7 +203,7 @@ static void x_item(void *ctx, size_t item, int worker)
     const x_job *j = ctx;
     size_t row = item * GROUP, end = row + GROUP < j->n_rows ? row + GROUP : j->n_rows, bytes = j->p->x_bytes;
     while (row < end) {
-        size_t n = group_rows(row, j->n_rows);
+        size_t n = pack_group_rows(row, j->n_rows);
         uint8_t *to = j->p->x + row * (j->cols / PACK_COLS) * bytes;
         for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, bytes == PACK_X_FINE, to + r * bytes, n * bytes);
         row += n;
@@ -191,21 +223,21 @@ void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, boo
     for (size_t i = 0; i < n_items; i++) x_item(&j, i, 0);
 }
 
-/* How a product is cut: panels and rows of an item. */
+/* How a product is cut: pairs of panels and rows of an item. */
 typedef struct cut {
-    size_t n_panels, panels, rows, n_row_blocks;
+    size_t n_pairs, pairs, rows, n_row_blocks;
 } cut;
 
 static cut cut_of(const dev_panels *w, size_t n_rows)
 {
-    cut c = {.n_panels = (w->rows + PACK_ROWS - 1) / PACK_ROWS};
-    size_t bytes = c.n_panels * w->panel_bytes / ITEMS_WANTED;
+    cut c = {.n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS)};
+    size_t bytes = 2 * c.n_pairs * w->panel_bytes / ITEMS_WANTED;
     if (bytes < MIN_ITEM_BYTES) bytes = MIN_ITEM_BYTES;
     if (bytes > MAX_ITEM_BYTES) bytes = MAX_ITEM_BYTES;
-    c.panels = bytes > w->panel_bytes ? bytes / w->panel_bytes : 1;
+    c.pairs = bytes > 2 * w->panel_bytes ? bytes / (2 * w->panel_bytes) : 1;
     c.rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * PACK_X_FINE) / GROUP * GROUP;
     if (c.rows < 2 * GROUP) c.rows = 2 * GROUP;
-    if (c.rows > 8 * GROUP) c.rows = 8 * GROUP;
+    if (c.rows > MAX_ROWS) c.rows = MAX_ROWS;
     c.n_row_blocks = (n_rows + c.rows - 1) / c.rows;
     return c;
 }
@@ -213,27 +245,26 @@ static cut cut_of(const dev_panels *w, size_t n_rows)
 size_t dev_pack_n_items(const dev_panels *w, size_t n_rows)
 {
     cut c = cut_of(w, n_rows);
-    return (c.n_panels + c.panels - 1) / c.panels * c.n_row_blocks;
+    return (c.n_pairs + c.pairs - 1) / c.pairs * c.n_row_blocks;
 }
 
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out)
 {
     cut c = cut_of(w, n_rows);
-    size_t panel = item / c.n_row_blocks * c.panels, last = panel + c.panels < c.n_panels ? panel + c.panels : c.n_panels;
-    size_t first_row = item % c.n_row_blocks * c.rows, end = first_row + c.rows < n_rows ? first_row + c.rows : n_rows;
-    kern_pack_args a = {.n_cols = w->cols, .fine = p->x_bytes == PACK_X_FINE, .y_stride = w->rows};
-    for (; panel < last; panel++) {
-        size_t j0 = panel * PACK_ROWS;
-        a.panel = w->panels + panel * w->panel_bytes;
-        a.n_out = w->rows - j0 < PACK_ROWS ? w->rows - j0 : PACK_ROWS;
-        for (size_t row = first_row; row < end; row += a.n_rows) {
-            a.n_rows = group_rows(row, n_rows);
-            a.x = p->x + row * (w->cols / PACK_COLS) * p->x_bytes;
-            a.y = out + row * w->rows + j0;
-            p->kern->pack_dot[w->type](&a);
-            if (!bias) continue;
-            for (size_t r = 0; r < a.n_rows; r++)
-                for (size_t i = 0; i < a.n_out; i++) a.y[r * w->rows + i] += bias[j0 + i];
-        }
+    size_t pair_items = (c.n_pairs + c.pairs - 1) / c.pairs;
+    size_t pair = item % pair_items * c.pairs, last = pair + c.pairs < c.n_pairs ? pair + c.pairs : c.n_pairs;
+    size_t row = item / pair_items * c.rows;
+    kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .fine = p->x_bytes == PACK_X_FINE, .y_stride = w->rows};
+    a.x = p->x + row * (w->cols / PACK_COLS) * p->x_bytes;
+    a.n_rows = n_rows - row < c.rows ? n_rows - row : c.rows;
+    for (; pair < last; pair++) {
+        size_t j0 = pair * 2 * PACK_ROWS;
+        a.panel = w->panels + pair * 2 * w->panel_bytes;
+        a.n_out = w->rows - j0 < 2 * PACK_ROWS ? w->rows - j0 : 2 * PACK_ROWS;
+        a.y = out + row * w->rows + j0;
+        p->kern->pack_dot[w->type](&a);
+        if (!bias) continue;
+        for (size_t r = 0; r < a.n_rows; r++)
+            for (size_t i = 0; i < a.n_out; i++) a.y[r * w->rows + i] += bias[j0 + i];
     }
 }

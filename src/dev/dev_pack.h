@@ -1,6 +1,6 @@
-/* dev_pack.h - weights of the host device repacked for the integer units (pack.h), and products with them.
+/* dev_pack.h - weights of the host device repacked for the integer units (pack.h), and products with them; weights that kernels take as they are, moved.
  *
- * The panels of all weights lie in a few large areas that take memory as they are written, in huge pages where the system gives them. */
+ * All of them lie in a few large areas that take memory as they are written, in huge pages where the system gives them. */
 #ifndef SPW_DEV_PACK_H
 #define SPW_DEV_PACK_H
 
@@ -23,6 +23,8 @@ spw_status dev_pack_create(dev_pack **out, const kern_table *kern, spw_pool *poo
 void dev_pack_free(dev_pack *p); /* and all panels; takes NULL */
 /* Repacks a weight on the workers; leaves *out as it is where the type has no packed form or no kernel. */
 spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *out, spw_err *err);
+/* Moves a weight as it is into huge pages: without them half the time of reading it goes into finding its pages.  Leaves *data as it is where no kernel reads the type directly. */
+spw_status dev_pack_move(dev_pack *p, const dev_weight_desc *desc, const uint8_t **data, spw_err *err);
 dev_repacked dev_pack_stats(const dev_pack *p);
 
 /* Turns n_rows <= DEV_PACK_ROWS rows of cols floats, adjacent, into the integers that the items below take; coarse: of 8 bits. */

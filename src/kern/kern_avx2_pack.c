@@ -6,10 +6,8 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "kern_simd.h"
+#include "kern_pack_ask.h"
 #include "pack.h"
-
-enum { AHEAD = 6144 }; /* bytes of weights, measured: 4 to 8 KiB do about as well */
 
 /* The integers of one block; of eight-bit weights, high are the upper nibbles and q the lower. */
 typedef struct quads {
@@ -112,16 +110,6 @@ KERN_INLINE scales load_scales(uint32_t type, const uint8_t *p, size_t b, size_t
     }
 }
 
-/* Asks for the integers of one block, AHEAD bytes early: a panel is one stream, and the next panel follows it. */
-KERN_INLINE void ask_for(const uint8_t *p, size_t bytes, kern_hint hint)
-{
-    const char *ahead = (const char *)p + AHEAD;
-    if (hint == KERN_HINT_T1)
-        for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T1);
-    else if (hint == KERN_HINT_T0)
-        for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T0);
-}
-
 KERN_INLINE __m256i four_at(const int8_t *p)
 {
     int32_t v;
@@ -147,59 +135,86 @@ KERN_INLINE __m256i sum_plane(uint32_t type, const quads *w, const int8_t *v, in
     return sum_bytes(w->q, v, from, n, type == QUANT_Q6_K ? 2 : pack_has_fifth_bits(type) ? 4 : 8, 1);
 }
 
-KERN_INLINE __m256 sum_quads(uint32_t type, const quads *w, const pack_x *x, int from, int n, bool fine, __m256i sum_x)
+/* unbias is -128 times the sum of v. */
+KERN_INLINE __m256 sum_quads(uint32_t type, const quads *w, const pack_x *x, int from, int n, bool fine, int32_t unbias)
 {
     __m256i sum = sum_plane(type, w, x->hi, from, n);
     if (fine) sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), sum_plane(type, w, x->lo, from, n));
-    if (pack_bias_bits(type)) sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(sum_x, pack_bias_bits(type)));
+    if (pack_bias_bits(type)) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(unbias >> (7 - pack_bias_bits(type))));
     return _mm256_cvtepi32_ps(sum);
 }
 
-KERN_INLINE __m256 add_block(uint32_t type, const quads *w, const scales *s, const pack_x *x, bool fine, __m256 y)
+KERN_INLINE __m256 add_block(uint32_t type, const quads *w, const scales *c, const pack_x *x, bool fine, __m256 s)
 {
-    __m256 scale = _mm256_set1_ps(x->scale);
-    __m256i sum = _mm256_set1_epi32(x->sum);
     if (type == QUANT_Q6_K) {
-        __m256i first = _mm256_set1_epi32(x->sum_first);
-        y = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 4, fine, first), _mm256_mul_ps(s->d, scale), y);
-        return _mm256_fmadd_ps(sum_quads(type, w, x, 4, 4, fine, _mm256_sub_epi32(sum, first)), _mm256_mul_ps(s->d2, scale), y);
+        s = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 4, fine, x->unbias_first), c->d, s);
+        return _mm256_fmadd_ps(sum_quads(type, w, x, 4, 4, fine, x->unbias - x->unbias_first), c->d2, s);
     }
-    y = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 8, fine, sum), _mm256_mul_ps(s->d, scale), y);
-    if (pack_has_minima(type)) y = _mm256_fmadd_ps(s->m, _mm256_set1_ps(x->scaled_sum), y);
-    return y;
+    s = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 8, fine, x->unbias), c->d, s);
+    return pack_has_minima(type) ? _mm256_fmadd_ps(c->m, _mm256_set1_ps(x->sum), s) : s;
 }
 
-KERN_INLINE void half_rows(uint32_t type, const kern_pack_args *a, bool fine, size_t n_rows, size_t half)
+/* A group of rows by one panel. */
+typedef struct group_job {
+    const kern_pack_args *a;
+    const uint8_t *panel, *x;
+    float *y;
+    size_t n_out;
+} group_job;
+
+KERN_INLINE void half_rows(uint32_t type, const group_job *j, bool fine, size_t n_rows, size_t half)
 {
     const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
-    const kern_hint hint = a->tuning ? a->tuning->hint : KERN_TUNING_DEFAULT.hint;
-    size_t n_blocks = a->n_cols / PACK_COLS;
-    const uint8_t *p = a->panel, *s = p + n_blocks * quad_bytes, *x = a->x;
+    size_t n_blocks = j->a->n_cols / PACK_COLS;
+    const uint8_t *p = j->panel, *scales_at = p + n_blocks * quad_bytes, *x = j->x;
+    kern_ask ask = kern_ask_from(p, j->a->tuning);
     __m256 y[8];
     KERN_UNROLL for (size_t r = 0; r < n_rows; r++) y[r] = _mm256_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, p += quad_bytes) {
-        if (n_rows < 8 && half == 0) ask_for(p, quad_bytes, hint);
-        quads w = load_quads(type, p + 32 * half);
-        scales sc = load_scales(type, s, b, half);
-        KERN_UNROLL for (size_t r = 0; r < n_rows; r++, x += x_bytes) y[r] = add_block(type, &w, &sc, (const pack_x *)(const void *)x, fine, y[r]);
+    for (size_t b = 0; b < n_blocks;) {
+        size_t end = kern_min_size(b + PACK_SUPER, n_blocks);
+        __m256 s[8];
+        KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = _mm256_setzero_ps();
+        for (; b < end; b++, p += quad_bytes, x += n_rows * x_bytes) {
+            if (n_rows < 8 && half == 0) kern_ask_on(&ask, quad_bytes, pack_scale_bytes(type));
+            quads w = load_quads(type, p + 32 * half);
+            scales c = load_scales(type, scales_at, b, half);
+            KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = add_block(type, &w, &c, (const pack_x *)(const void *)(x + r * x_bytes), fine, s[r]);
+        }
+        const uint8_t *last = x - n_rows * x_bytes;
+        KERN_UNROLL for (size_t r = 0; r < n_rows; r++)
+            y[r] = _mm256_fmadd_ps(s[r], _mm256_set1_ps(((const pack_x *)(const void *)(last + r * x_bytes))->scale), y[r]);
     }
     size_t at = 8 * half;
-    if (a->n_out <= at) return;
+    if (j->n_out <= at) return;
     for (size_t r = 0; r < n_rows; r++) {
         float out[8];
         _mm256_storeu_ps(out, y[r]);
-        memcpy(a->y + r * a->y_stride + at, out, kern_min_size(a->n_out - at, 8) * sizeof *out);
+        memcpy(j->y + r * j->a->y_stride + at, out, kern_min_size(j->n_out - at, 8) * sizeof *out);
     }
 }
 
-KERN_INLINE void panel(uint32_t type, const kern_pack_args *a, bool fine)
+KERN_INLINE void group_rows(uint32_t type, const group_job *j, bool fine, size_t n_rows)
 {
     for (size_t half = 0; half < 2; half++) {
-        switch (a->n_rows) {
-        case 8: half_rows(type, a, fine, 8, half); break;
-        case 4: half_rows(type, a, fine, 4, half); break;
-        case 2: half_rows(type, a, fine, 2, half); break;
-        default: half_rows(type, a, fine, 1, half);
+        switch (n_rows) {
+        case 8: half_rows(type, j, fine, 8, half); break;
+        case 4: half_rows(type, j, fine, 4, half); break;
+        case 2: half_rows(type, j, fine, 2, half); break;
+        default: half_rows(type, j, fine, 1, half);
+        }
+    }
+}
+
+KERN_INLINE void dot(uint32_t type, const kern_pack_args *a, bool fine)
+{
+    size_t row_bytes = a->n_cols / PACK_COLS * (fine ? PACK_X_FINE : PACK_X_COARSE);
+    for (size_t p = 0; p * PACK_ROWS < a->n_out; p++) {
+        for (size_t row = 0, n; row < a->n_rows; row += n) {
+            n = pack_group_rows(row, a->n_rows);
+            group_job j = {.a = a, .panel = (const uint8_t *)a->panel + p * a->panel_bytes, .x = (const uint8_t *)a->x + row * row_bytes};
+            j.y = a->y + row * a->y_stride + p * PACK_ROWS;
+            j.n_out = kern_min_size(a->n_out - p * PACK_ROWS, PACK_ROWS);
+            group_rows(type, &j, fine, n);
         }
     }
 }
@@ -207,8 +222,8 @@ KERN_INLINE void panel(uint32_t type, const kern_pack_args *a, bool fine)
 #define PACK_DOT(name, type)                  \
     static void name(const kern_pack_args *a) \
     {                                         \
-        if (a->fine) panel(type, a, true);    \
-        else panel(type, a, false);           \
+        if (a->fine) dot(type, a, true);      \
+        else dot(type, a, false);             \
     }
 PACK_DOT(dot_q8_0, QUANT_Q8_0)
 PACK_DOT(dot_q4_0, QUANT_Q4_0)
@@ -246,28 +261,30 @@ KERN_INLINE void put_bytes(int8_t *to, const __m256i *v)
     _mm256_storeu_si256((__m256i *)(void *)to, bytes);
 }
 
-static inline void quantise_block(const float *x, bool fine, pack_x *out)
+/* The largest size of n_blocks blocks, or infinity when one of them is no finite number. */
+static inline float largest_in(const float *x, size_t n_blocks)
 {
-    __m256 f[4], most4 = _mm256_setzero_ps(), bad = most4;
-    KERN_UNROLL for (int i = 0; i < 4; i++) {
-        f[i] = _mm256_loadu_ps(x + 8 * i);
-        bad = _mm256_or_ps(bad, _mm256_cmp_ps(absolute(f[i]), _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ));
-        most4 = _mm256_max_ps(most4, absolute(f[i]));
+    __m256 most = _mm256_setzero_ps(), bad = most;
+    for (size_t i = 0; i < 4 * n_blocks; i++) {
+        __m256 size = absolute(_mm256_loadu_ps(x + 8 * i));
+        bad = _mm256_or_ps(bad, _mm256_cmp_ps(size, _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ));
+        most = _mm256_max_ps(most, size);
     }
-    if (_mm256_movemask_ps(bad)) {
-        pack_x_broken(out, fine);
-        return;
-    }
-    float most = largest_of(most4), steps = fine ? 32512.0f : 127.0f, inverse = most > PACK_LEAST ? steps / most : 0.0f;
+    return _mm256_movemask_ps(bad) ? INFINITY : largest_of(most);
+}
+
+static inline void quantise_block(const float *x, float scale, float inverse, bool fine, pack_x *out)
+{
     __m256i v[4], high[4];
     KERN_UNROLL for (int i = 0; i < 4; i++) {
-        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(f[i], _mm256_set1_ps(inverse)));
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
         high[i] = fine ? _mm256_srai_epi32(_mm256_add_epi32(v[i], _mm256_set1_epi32(128)), 8) : v[i];
     }
-    out->scale = most > PACK_LEAST ? most / steps : 0.0f;
-    out->sum_first = sum_of(_mm256_add_epi32(v[0], v[1]));
-    out->sum = out->sum_first + sum_of(_mm256_add_epi32(v[2], v[3]));
-    out->scaled_sum = out->scale * (float)out->sum;
+    int32_t first = sum_of(_mm256_add_epi32(v[0], v[1])), sum = first + sum_of(_mm256_add_epi32(v[2], v[3]));
+    out->scale = scale;
+    out->sum = (float)sum;
+    out->unbias = -128 * sum;
+    out->unbias_first = -128 * first;
     put_bytes(out->hi, high);
     if (!fine) return;
     KERN_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_sub_epi32(v[i], _mm256_slli_epi32(high[i], 8));
@@ -277,11 +294,19 @@ static inline void quantise_block(const float *x, bool fine, pack_x *out)
 static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
 {
     uint8_t *to = out;
-    for (size_t k = 0; k < n_cols; k += PACK_COLS, to += step) quantise_block(x + k, fine, (pack_x *)(void *)to);
+    for (size_t left = n_cols / PACK_COLS; left;) {
+        size_t n = kern_min_size(left, PACK_SUPER);
+        float most = largest_in(x, n), scale = pack_x_scale(most, fine), inverse = pack_x_inverse(most, fine);
+        for (left -= n; n; n--, x += PACK_COLS, to += step) {
+            if (most > FLT_MAX) pack_x_broken((pack_x *)(void *)to, fine);
+            else quantise_block(x, scale, inverse, fine, (pack_x *)(void *)to);
+        }
+    }
 }
 
 void kern_fill_avx2_pack(kern_table *t)
 {
+    kern_fill_avx2_pack_few(t);
     t->pack_x = pack_x_row;
     t->pack_dot[QUANT_Q8_0] = dot_q8_0;
     t->pack_dot[QUANT_Q4_0] = dot_q4_0;

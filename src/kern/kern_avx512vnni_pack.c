@@ -1,23 +1,22 @@
 /* kern_avx512vnni_pack.c - products of packed weights and integer activations with AVX-512 VNNI (pack.h has the formats and the order of sums).
  *
- * A lane is an output.  vpdpbusd multiplies a quad of weights, unsigned, by four activations that come broadcast from memory.  The quads of a block are unpacked once for
- * up to 8 rows; what a row computes is the same whatever the number.  Bounds: memory for few rows (a panel's bytes once), for many the
- * 8 (fine: 16) vpdpbusd of a block and row, one a cycle. */
+ * A lane is an output.  vpdpbusd multiplies a quad of weights, unsigned, by four activations that are the same in every lane.  There are two ways, with the same bits.
+ * Few rows: a panel's weights are unpacked in registers as they come from memory, which is the limit.  Many rows: PACK_SUPER blocks of two panels are unpacked into
+ * L1 once, and tiles of 4 rows by 2 panels run over them; the limit are the 8 (fine: 16) vpdpbusd of a block, row and panel, one a cycle.  A broadcast serves both panels
+ * because loads come one a cycle too. */
 #include <float.h>
 #include <immintrin.h>
 
 #include "kern_avx512.h"
+#include "kern_pack_ask.h"
 #include "pack.h"
-
-/* Bytes of weights.  Measured on Zen 4: one thread reads at 0.61-0.74 of the sequential rate, with 6 KiB at 0.46-0.57; 64 KiB is no better. */
-enum { AHEAD = 24576 };
 
 /* The integers of one block. */
 typedef struct quads {
     __m512i q[8];
 } quads;
 
-/* What a block multiplies its sums by: d of each half block (only Q6_K has two), and the minimum. */
+/* What a block multiplies its sums by: d, for Q6_K of each half block, and the minimum. */
 typedef struct scales {
     __m512 d, d2, m;
 } scales;
@@ -112,16 +111,6 @@ KERN_INLINE scales load_scales(uint32_t type, const uint8_t *p, size_t b)
     }
 }
 
-/* Asks for the integers of one block, AHEAD bytes early: a panel is one stream, and the next panel follows it. */
-KERN_INLINE void ask_for(const uint8_t *p, size_t bytes, kern_hint hint)
-{
-    const char *ahead = (const char *)p + AHEAD;
-    if (hint == KERN_HINT_T1)
-        for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T1);
-    else if (hint == KERN_HINT_T0)
-        for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T0);
-}
-
 /* Four activations in every lane. */
 KERN_INLINE __m512i four_at(const int8_t *p)
 {
@@ -130,69 +119,205 @@ KERN_INLINE __m512i four_at(const int8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* Sum over quads [from, from + n) of u * v. */
-KERN_INLINE __m512i sum_quads(const quads *w, const pack_x *x, int from, int n, bool fine)
+/* init + the sum over quads [from, from + n) of u * v. */
+KERN_INLINE __m512i sum_quads(const __m512i *w, const pack_x *x, const int from, const int n, const bool fine, __m512i init)
 {
-    __m512i high = _mm512_setzero_si512(), low = high;
-    KERN_UNROLL for (int q = 0; q < n; q++) high = _mm512_dpbusd_epi32(high, w->q[from + q], four_at(x->hi + 4 * (from + q)));
+    __m512i high = fine ? _mm512_setzero_si512() : init, low = init;
+    KERN_UNROLL for (int q = from; q < from + n; q++) high = _mm512_dpbusd_epi32(high, w[q], four_at(x->hi + 4 * q));
     if (!fine) return high;
-    KERN_UNROLL for (int q = 0; q < n; q++) low = _mm512_dpbusd_epi32(low, w->q[from + q], four_at(x->lo + 4 * (from + q)));
+    KERN_UNROLL for (int q = from; q < from + n; q++) low = _mm512_dpbusd_epi32(low, w[q], four_at(x->lo + 4 * q));
     return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
 
-KERN_INLINE __m512 unbiased(uint32_t type, __m512i sum, __m512i sum_x)
+/* ------------------------------------------------------------------------------------------- few rows ---- */
+
+/* What takes the type's bias off, from what takes 128 off. */
+KERN_INLINE __m512i unbias_of(uint32_t type, int32_t unbias)
 {
-    if (pack_bias_bits(type)) sum = _mm512_sub_epi32(sum, _mm512_slli_epi32(sum_x, (unsigned)pack_bias_bits(type)));
-    return _mm512_cvtepi32_ps(sum);
+    return pack_bias_bits(type) ? _mm512_set1_epi32(unbias >> (7 - pack_bias_bits(type))) : _mm512_setzero_si512();
 }
 
-KERN_INLINE __m512 add_block(uint32_t type, const quads *w, const scales *s, const pack_x *x, bool fine, __m512 y)
+KERN_INLINE __m512 add_block(uint32_t type, const quads *w, const scales *c, const pack_x *x, const bool fine, __m512 s)
 {
-    __m512 scale = _mm512_set1_ps(x->scale);
-    __m512i sum = _mm512_set1_epi32(x->sum);
     if (type == QUANT_Q6_K) {
-        __m512i first = _mm512_set1_epi32(x->sum_first);
-        y = _mm512_fmadd_ps(unbiased(type, sum_quads(w, x, 0, 4, fine), first), _mm512_mul_ps(s->d, scale), y);
-        return _mm512_fmadd_ps(unbiased(type, sum_quads(w, x, 4, 4, fine), _mm512_sub_epi32(sum, first)), _mm512_mul_ps(s->d2, scale), y);
+        s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_quads(w->q, x, 0, 4, fine, unbias_of(type, x->unbias_first))), c->d, s);
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_quads(w->q, x, 4, 4, fine, unbias_of(type, x->unbias - x->unbias_first))), c->d2, s);
     }
-    y = _mm512_fmadd_ps(unbiased(type, sum_quads(w, x, 0, 8, fine), sum), _mm512_mul_ps(s->d, scale), y);
-    if (pack_has_minima(type)) y = _mm512_fmadd_ps(s->m, _mm512_set1_ps(x->scaled_sum), y);
-    return y;
+    s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_quads(w->q, x, 0, 8, fine, unbias_of(type, x->unbias))), c->d, s);
+    return pack_has_minima(type) ? _mm512_fmadd_ps(c->m, _mm512_set1_ps(x->sum), s) : s;
 }
 
-KERN_INLINE void panel_rows(uint32_t type, const kern_pack_args *a, bool fine, size_t n_rows)
+/* A group of n_rows by one panel. */
+typedef struct few_job {
+    const kern_pack_args *a;
+    const uint8_t *panel, *x;
+    float *y;
+    size_t n_out;
+} few_job;
+
+KERN_INLINE void few_rows(uint32_t type, const few_job *j, const bool fine, const size_t n_rows)
 {
     const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
-    const kern_hint hint = a->tuning ? a->tuning->hint : KERN_TUNING_DEFAULT.hint;
-    size_t n_blocks = a->n_cols / PACK_COLS;
-    const uint8_t *p = a->panel, *s = p + n_blocks * quad_bytes, *x = a->x;
-    __m512 y[8];
+    size_t n_blocks = j->a->n_cols / PACK_COLS;
+    const uint8_t *p = j->panel, *scales_at = p + n_blocks * quad_bytes, *x = j->x;
+    kern_ask ask = kern_ask_from(p, j->a->tuning);
+    __m512 y[4];
     KERN_UNROLL for (size_t r = 0; r < n_rows; r++) y[r] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, p += quad_bytes) {
-        if (n_rows < 8) ask_for(p, quad_bytes, hint);
-        quads w = load_quads(type, p);
-        scales sc = load_scales(type, s, b);
-        KERN_UNROLL for (size_t r = 0; r < n_rows; r++, x += x_bytes) y[r] = add_block(type, &w, &sc, (const pack_x *)(const void *)x, fine, y[r]);
+    for (size_t b = 0; b < n_blocks;) {
+        size_t end = kern_min_size(b + PACK_SUPER, n_blocks);
+        __m512 s[4];
+        KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = _mm512_setzero_ps();
+        for (; b < end; b++, p += quad_bytes, x += n_rows * x_bytes) {
+            kern_ask_on(&ask, quad_bytes, pack_scale_bytes(type));
+            quads w = load_quads(type, p);
+            scales c = load_scales(type, scales_at, b);
+            KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = add_block(type, &w, &c, (const pack_x *)(const void *)(x + r * x_bytes), fine, s[r]);
+        }
+        const uint8_t *last = x - n_rows * x_bytes;
+        KERN_UNROLL for (size_t r = 0; r < n_rows; r++)
+            y[r] = _mm512_fmadd_ps(s[r], _mm512_set1_ps(((const pack_x *)(const void *)(last + r * x_bytes))->scale), y[r]);
     }
-    __mmask16 outs = avx512_first(a->n_out);
-    KERN_UNROLL for (size_t r = 0; r < n_rows; r++) _mm512_mask_storeu_ps(a->y + r * a->y_stride, outs, y[r]);
+    KERN_UNROLL for (size_t r = 0; r < n_rows; r++) _mm512_mask_storeu_ps(j->y + r * j->a->y_stride, avx512_first(j->n_out), y[r]);
 }
 
-KERN_INLINE void panel(uint32_t type, const kern_pack_args *a, bool fine)
+/* ------------------------------------------------------------------------------------------- many rows ---- */
+
+enum { PANELS = 2, TILE_ROWS = 4, GROUP = 8 };
+
+/* PACK_SUPER blocks of both panels: integers as bytes with a bias of 128 or, with minima, of none; scales as floats, of Q6_K those of each half block. */
+typedef struct unpacked {
+    uint8_t quads[PACK_SUPER][PANELS][8][64];
+    float d[PACK_SUPER][PANELS][PACK_ROWS], d2[PACK_SUPER][PANELS][PACK_ROWS]; /* m in place of d2 */
+} unpacked;
+
+KERN_INLINE void unpack(uint32_t type, const uint8_t *panel, size_t n_blocks, size_t from, size_t n, size_t slot, unpacked *to)
 {
-    switch (a->n_rows) {
-    case 8: panel_rows(type, a, fine, 8); return;
-    case 4: panel_rows(type, a, fine, 4); return;
-    case 2: panel_rows(type, a, fine, 2); return;
-    default: panel_rows(type, a, fine, 1);
+    const uint8_t *p = panel + from * pack_quad_bytes(type), *scales_at = panel + n_blocks * pack_quad_bytes(type);
+    const __m512i lift = _mm512_set1_epi8((char)(pack_bias_bits(type) ? 128 - (1 << pack_bias_bits(type)) : 0));
+    for (size_t b = 0; b < n; b++, p += pack_quad_bytes(type)) {
+        quads w = load_quads(type, p);
+        scales c = load_scales(type, scales_at, from + b);
+        KERN_UNROLL for (int q = 0; q < 8; q++) _mm512_store_si512(to->quads[b][slot][q], _mm512_add_epi8(w.q[q], lift));
+        _mm512_store_ps(to->d[b][slot], c.d);
+        _mm512_store_ps(to->d2[b][slot], pack_has_minima(type) ? c.m : c.d2);
+    }
+}
+
+/* Rows of a tile; x is the first block of its first row. */
+typedef struct tile {
+    const unpacked *w;
+    size_t n_blocks; /* 1 .. PACK_SUPER */
+    const uint8_t *x;
+    size_t step; /* from one block of x to the next */
+    float *y;
+    size_t y_stride;
+    __mmask16 outs[PANELS];
+    bool first; /* y is yet to be written */
+} tile;
+
+/* What a block adds: kinds of types. */
+typedef enum kind { KIND_BIAS, KIND_MINIMA, KIND_HALVES } kind;
+
+/* The sums over quads [from, from + n) of both panels, times d and added to s.  Written in the order of use: each broadcast serves both panels and is gone. */
+KERN_INLINE void add_tile_quads(__m512i w[PANELS][8], const pack_x *v, const int from, const int n, const bool fine, __m512i init, const float d[PANELS][PACK_ROWS], __m512 *s)
+{
+    __m512i low[PANELS] = {init, init}, high[PANELS] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    KERN_UNROLL for (int q = from; q < from + n; q++) {
+        __m512i four = four_at(v->hi + 4 * q);
+        KERN_UNROLL for (int p = 0; p < PANELS; p++) (fine ? high : low)[p] = _mm512_dpbusd_epi32((fine ? high : low)[p], w[p][q], four);
+        if (!fine) continue;
+        four = four_at(v->lo + 4 * q);
+        KERN_UNROLL for (int p = 0; p < PANELS; p++) low[p] = _mm512_dpbusd_epi32(low[p], w[p][q], four);
+    }
+    KERN_UNROLL for (int p = 0; p < PANELS && fine; p++) low[p] = _mm512_add_epi32(_mm512_slli_epi32(high[p], 8), low[p]);
+    KERN_UNROLL for (int p = 0; p < PANELS; p++) s[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[p]), _mm512_load_ps(d[p]), s[p]);
+}
+
+KERN_INLINE void add_tile_block(const kind k, const bool fine, const unpacked *u, size_t b, const uint8_t *x, __m512 s[TILE_ROWS][PANELS])
+{
+    const size_t x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+    __m512i w[PANELS][8];
+    KERN_UNROLL for (int p = 0; p < PANELS; p++)
+        KERN_UNROLL for (int q = 0; q < 8; q++) w[p][q] = _mm512_load_si512(u->quads[b][p][q]);
+    KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+        const pack_x *v = (const pack_x *)(const void *)(x + (size_t)r * x_bytes);
+        __m512i unbias = k == KIND_MINIMA ? _mm512_setzero_si512() : _mm512_set1_epi32(v->unbias);
+        if (k == KIND_HALVES) {
+            __m512i first = _mm512_set1_epi32(v->unbias_first);
+            add_tile_quads(w, v, 0, 4, fine, first, u->d[b], s[r]);
+            add_tile_quads(w, v, 4, 4, fine, _mm512_sub_epi32(unbias, first), u->d2[b], s[r]);
+            continue;
+        }
+        add_tile_quads(w, v, 0, 8, fine, unbias, u->d[b], s[r]);
+        KERN_UNROLL for (int p = 0; p < PANELS && k == KIND_MINIMA; p++) s[r][p] = _mm512_fmadd_ps(_mm512_load_ps(u->d2[b][p]), _mm512_set1_ps(v->sum), s[r][p]);
+    }
+}
+
+KERN_INLINE void run_tile(const kind k, const bool fine, const tile *t)
+{
+    const size_t x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+    const uint8_t *x = t->x;
+    __m512 s[TILE_ROWS][PANELS];
+    KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) s[r][0] = s[r][1] = _mm512_setzero_ps();
+    for (size_t b = 0; b < t->n_blocks; b++, x += t->step) add_tile_block(k, fine, t->w, b, x, s);
+    KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+        __m512 scale = _mm512_set1_ps(((const pack_x *)(const void *)(t->x + (size_t)r * x_bytes))->scale);
+        KERN_UNROLL for (int p = 0; p < PANELS; p++) {
+            float *y = t->y + (size_t)r * t->y_stride + p * PACK_ROWS;
+            __m512 before = t->first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(t->outs[p], y);
+            _mm512_mask_storeu_ps(y, t->outs[p], _mm512_fmadd_ps(s[r][p], scale, before));
+        }
+    }
+}
+
+/* The groups of 8 rows. */
+KERN_INLINE void many_rows(uint32_t type, const kern_pack_args *a, const bool fine)
+{
+    const kind k = type == QUANT_Q6_K ? KIND_HALVES : pack_has_minima(type) ? KIND_MINIMA : KIND_BIAS;
+    const size_t x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+    size_t n_blocks = a->n_cols / PACK_COLS, row_bytes = n_blocks * x_bytes;
+    const uint8_t *panel = a->panel, *second = a->n_out > PACK_ROWS ? panel + a->panel_bytes : panel; /* its outputs are masked where there is none */
+    _Alignas(64) unpacked w;
+    tile t = {.w = &w, .step = GROUP * x_bytes, .y_stride = a->y_stride};
+    t.outs[0] = avx512_first(kern_min_size(a->n_out, PACK_ROWS));
+    t.outs[1] = avx512_first(a->n_out > PACK_ROWS ? a->n_out - PACK_ROWS : 0);
+    for (size_t from = 0; from < n_blocks; from += PACK_SUPER) {
+        t.n_blocks = kern_min_size(PACK_SUPER, n_blocks - from);
+        t.first = from == 0;
+        unpack(type, panel, n_blocks, from, t.n_blocks, 0, &w);
+        unpack(type, second, n_blocks, from, t.n_blocks, 1, &w);
+        for (size_t row = 0; row + GROUP <= a->n_rows; row += GROUP) {
+            for (size_t r = 0; r < GROUP; r += TILE_ROWS) {
+                t.x = (const uint8_t *)a->x + row * row_bytes + from * GROUP * x_bytes + r * x_bytes;
+                t.y = a->y + (row + r) * a->y_stride;
+                run_tile(k, fine, &t);
+            }
+        }
+    }
+}
+
+KERN_INLINE void dot(uint32_t type, const kern_pack_args *a, const bool fine)
+{
+    size_t row = a->n_rows / GROUP * GROUP, row_bytes = a->n_cols / PACK_COLS * (fine ? PACK_X_FINE : PACK_X_COARSE);
+    if (row) many_rows(type, a, fine);
+    for (size_t n; row < a->n_rows; row += n) {
+        n = pack_group_rows(row, a->n_rows);
+        for (size_t p = 0; p * PACK_ROWS < a->n_out; p++) {
+            few_job j = {.a = a, .panel = (const uint8_t *)a->panel + p * a->panel_bytes, .x = (const uint8_t *)a->x + row * row_bytes};
+            j.y = a->y + row * a->y_stride + p * PACK_ROWS;
+            j.n_out = kern_min_size(a->n_out - p * PACK_ROWS, PACK_ROWS);
+            if (n == 4) few_rows(type, &j, fine, 4);
+            else if (n == 2) few_rows(type, &j, fine, 2);
+            else few_rows(type, &j, fine, 1);
+        }
     }
 }
 
 #define PACK_DOT(name, type)                       \
     static void name(const kern_pack_args *a)      \
     {                                              \
-        if (a->fine) panel(type, a, true);         \
-        else panel(type, a, false);                \
+        if (a->fine) dot(type, a, true);         \
+        else dot(type, a, false);                \
     }
 PACK_DOT(dot_q8_0, QUANT_Q8_0)
 PACK_DOT(dot_q4_0, QUANT_Q4_0)
@@ -203,22 +328,28 @@ PACK_DOT(dot_q4_k, QUANT_Q4_K)
 PACK_DOT(dot_q5_k, QUANT_Q5_K)
 PACK_DOT(dot_q6_k, QUANT_Q6_K)
 
-/* One block of activations. */
-static inline void quantise_block(const float *x, bool fine, pack_x *out)
+/* n_blocks <= PACK_SUPER blocks of activations: their largest size, or infinity when one of them is no finite number. */
+static inline float largest_of(const float *x, size_t n_blocks)
 {
-    __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16), largest = _mm512_set1_ps(FLT_MAX);
-    if (_mm512_cmp_ps_mask(_mm512_abs_ps(a), largest, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(_mm512_abs_ps(b), largest, _CMP_NLE_UQ)) {
-        pack_x_broken(out, fine);
-        return;
+    __m512 most = _mm512_setzero_ps();
+    __mmask16 bad = 0;
+    for (size_t i = 0; i < 2 * n_blocks; i++) {
+        __m512 size = _mm512_abs_ps(_mm512_loadu_ps(x + 16 * i));
+        bad |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(FLT_MAX), _CMP_NLE_UQ);
+        most = _mm512_max_ps(most, size);
     }
-    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    float steps = fine ? 32512.0f : 127.0f, inverse = most > PACK_LEAST ? steps / most : 0.0f;
-    __m512 scale = _mm512_set1_ps(inverse);
-    __m512i va = _mm512_cvtps_epi32(_mm512_mul_ps(a, scale)), vb = _mm512_cvtps_epi32(_mm512_mul_ps(b, scale));
-    out->scale = most > PACK_LEAST ? most / steps : 0.0f;
-    out->sum_first = _mm512_reduce_add_epi32(va);
-    out->sum = out->sum_first + _mm512_reduce_add_epi32(vb);
-    out->scaled_sum = out->scale * (float)out->sum;
+    return bad ? INFINITY : _mm512_reduce_max_ps(most);
+}
+
+static inline void quantise_block(const float *x, float scale, float inverse, bool fine, pack_x *out)
+{
+    __m512 by = _mm512_set1_ps(inverse);
+    __m512i va = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), by)), vb = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16), by));
+    int32_t first = _mm512_reduce_add_epi32(va), sum = _mm512_reduce_add_epi32(_mm512_add_epi32(va, vb));
+    out->scale = scale;
+    out->sum = (float)sum;
+    out->unbias = -128 * sum;
+    out->unbias_first = -128 * first;
     __m512i half = _mm512_set1_epi32(128), ha = va, hb = vb;
     if (fine) ha = _mm512_srai_epi32(_mm512_add_epi32(va, half), 8), hb = _mm512_srai_epi32(_mm512_add_epi32(vb, half), 8);
     _mm_storeu_si128((__m128i *)(void *)out->hi, _mm512_cvtepi32_epi8(ha));
@@ -231,11 +362,19 @@ static inline void quantise_block(const float *x, bool fine, pack_x *out)
 static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
 {
     uint8_t *to = out;
-    for (size_t k = 0; k < n_cols; k += PACK_COLS, to += step) quantise_block(x + k, fine, (pack_x *)(void *)to);
+    for (size_t left = n_cols / PACK_COLS; left;) {
+        size_t n = kern_min_size(left, PACK_SUPER);
+        float most = largest_of(x, n), scale = pack_x_scale(most, fine), inverse = pack_x_inverse(most, fine);
+        for (left -= n; n; n--, x += PACK_COLS, to += step) {
+            if (most > FLT_MAX) pack_x_broken((pack_x *)(void *)to, fine);
+            else quantise_block(x, scale, inverse, fine, (pack_x *)(void *)to);
+        }
+    }
 }
 
 void kern_fill_avx512vnni_pack(kern_table *t)
 {
+    kern_fill_avx512_pack_few(t);
     t->pack_x = pack_x_row;
     t->pack_dot[QUANT_Q8_0] = dot_q8_0;
     t->pack_dot[QUANT_Q4_0] = dot_q4_0;

@@ -157,51 +157,79 @@ KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const neon_quads *w, const i
 }
 #endif
 
-KERN_INLINE float32x4_t neon_sum_quads(uint32_t type, const neon_quads *w, const pack_x *x, const int from, const int n, const bool fine, int32_t sum_x)
+/* unbias is -128 times the sum of v. */
+KERN_INLINE float32x4_t neon_sum_quads(uint32_t type, const neon_quads *w, const pack_x *x, const int from, const int n, const bool fine, int32_t unbias)
 {
     int32x4_t sum = neon_sum_plane(type, w, x->hi, from, n);
     if (fine) sum = vaddq_s32(vshlq_n_s32(sum, 8), neon_sum_plane(type, w, x->lo, from, n));
-    if (type != QUANT_Q8_0 && pack_bias_bits(type)) sum = vsubq_s32(sum, vdupq_n_s32(sum_x * (1 << pack_bias_bits(type))));
+    if (type != QUANT_Q8_0 && pack_bias_bits(type)) sum = vaddq_s32(sum, vdupq_n_s32(unbias / (1 << (7 - pack_bias_bits(type)))));
     return vcvtq_f32_s32(sum);
 }
 
-KERN_INLINE float32x4_t neon_add_block(uint32_t type, const neon_quads *w, const neon_scales *s, const pack_x *x, const bool fine, float32x4_t y)
+KERN_INLINE float32x4_t neon_add_block(uint32_t type, const neon_quads *w, const neon_scales *c, const pack_x *x, const bool fine, float32x4_t s)
 {
     if (type == QUANT_Q6_K) {
-        y = vfmaq_f32(y, neon_sum_quads(type, w, x, 0, 4, fine, x->sum_first), vmulq_n_f32(s->d, x->scale));
-        return vfmaq_f32(y, neon_sum_quads(type, w, x, 4, 4, fine, x->sum - x->sum_first), vmulq_n_f32(s->d2, x->scale));
+        s = vfmaq_f32(s, neon_sum_quads(type, w, x, 0, 4, fine, x->unbias_first), c->d);
+        return vfmaq_f32(s, neon_sum_quads(type, w, x, 4, 4, fine, x->unbias - x->unbias_first), c->d2);
     }
-    y = vfmaq_f32(y, neon_sum_quads(type, w, x, 0, 8, fine, x->sum), vmulq_n_f32(s->d, x->scale));
-    if (pack_has_minima(type)) y = vfmaq_n_f32(y, s->m, x->scaled_sum);
-    return y;
+    s = vfmaq_f32(s, neon_sum_quads(type, w, x, 0, 8, fine, x->unbias), c->d);
+    return pack_has_minima(type) ? vfmaq_n_f32(s, c->m, x->sum) : s;
 }
 
+/* A group of rows by one panel. */
+typedef struct neon_group {
+    const kern_pack_args *a;
+    const uint8_t *panel, *x;
+    size_t n_rows, n_out;
+    float *y;
+} neon_group;
+
 /* Rows are a plain loop: a block's part of a row is 16 products of vectors and more, beside which the load and the store of its sums are nothing. */
-KERN_INLINE void neon_panel(uint32_t type, const kern_pack_args *a, const bool fine)
+KERN_INLINE void neon_group_rows(uint32_t type, const neon_group *g, const bool fine)
 {
-    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE, n_rows = a->n_rows;
-    size_t n_blocks = a->n_cols / PACK_COLS;
-    const uint8_t *p = a->panel, *s = p + n_blocks * quad_bytes, *x = a->x;
-    float y[8][PACK_ROWS] = {{0}};
+    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE, n_rows = g->n_rows;
+    size_t n_blocks = g->a->n_cols / PACK_COLS;
+    const uint8_t *p = g->panel, *scales_at = p + n_blocks * quad_bytes, *x = g->x;
+    float y[8][PACK_ROWS] = {{0}}, s[8][PACK_ROWS] = {{0}};
     for (size_t b = 0; b < n_blocks; b++, p += quad_bytes, x += n_rows * x_bytes) {
         for (size_t at = 0; at < quad_bytes && n_rows < 8; at += 64) __builtin_prefetch(p + NEON_PACK_AHEAD + at, 0, 3);
         for (size_t part = 0; part < 4; part++) {
             neon_quads w = neon_load_quads(type, p + 16 * part);
-            neon_scales sc = neon_load_scales(type, s, b, part);
+            neon_scales c = neon_load_scales(type, scales_at, b, part);
             for (size_t r = 0; r < n_rows; r++) {
-                float *to = y[r] + 4 * part;
-                vst1q_f32(to, neon_add_block(type, &w, &sc, (const pack_x *)(const void *)(x + r * x_bytes), fine, vld1q_f32(to)));
+                float *to = s[r] + 4 * part;
+                vst1q_f32(to, neon_add_block(type, &w, &c, (const pack_x *)(const void *)(x + r * x_bytes), fine, vld1q_f32(to)));
             }
         }
+        if (b % PACK_SUPER < PACK_SUPER - 1 && b + 1 < n_blocks) continue;
+        for (size_t r = 0; r < n_rows; r++) {
+            float scale = ((const pack_x *)(const void *)(x + r * x_bytes))->scale;
+            for (size_t i = 0; i < PACK_ROWS; i += 4) vst1q_f32(y[r] + i, vfmaq_n_f32(vld1q_f32(y[r] + i), vld1q_f32(s[r] + i), scale));
+            memset(s[r], 0, sizeof s[r]);
+        }
     }
-    for (size_t r = 0; r < n_rows; r++) memcpy(a->y + r * a->y_stride, y[r], a->n_out * sizeof(float));
+    for (size_t r = 0; r < n_rows; r++) memcpy(g->y + r * g->a->y_stride, y[r], g->n_out * sizeof(float));
+}
+
+KERN_INLINE void neon_dot(uint32_t type, const kern_pack_args *a, const bool fine)
+{
+    size_t row_bytes = a->n_cols / PACK_COLS * (fine ? PACK_X_FINE : PACK_X_COARSE);
+    for (size_t p = 0; p * PACK_ROWS < a->n_out; p++) {
+        for (size_t row = 0, n; row < a->n_rows; row += n) {
+            n = pack_group_rows(row, a->n_rows);
+            neon_group g = {.a = a, .panel = (const uint8_t *)a->panel + p * a->panel_bytes, .x = (const uint8_t *)a->x + row * row_bytes, .n_rows = n};
+            g.y = a->y + row * a->y_stride + p * PACK_ROWS;
+            g.n_out = kern_min_size(a->n_out - p * PACK_ROWS, PACK_ROWS);
+            neon_group_rows(type, &g, fine);
+        }
+    }
 }
 
 #define NEON_PACK_DOT(name, type)               \
     static void name(const kern_pack_args *a)   \
     {                                           \
-        if (a->fine) neon_panel(type, a, true); \
-        else neon_panel(type, a, false);        \
+        if (a->fine) neon_dot(type, a, true);   \
+        else neon_dot(type, a, false);          \
     }
 NEON_PACK_DOT(neon_dot_q8_0, QUANT_Q8_0)
 NEON_PACK_DOT(neon_dot_q4_0, QUANT_Q4_0)

@@ -60,53 +60,71 @@ static void load_scales(uint32_t type, const uint8_t *p, size_t b, scales *s)
     }
 }
 
-/* out[r] = sum over columns [from, to) of u * v, less the bias. */
-static void sum_columns(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const int16_t *v, int from, int to, int32_t sum_x, float *out)
+/* out[r] = sum over columns [from, to) of (u - bias) * v; unbias is -128 times their sum of v. */
+static void sum_columns(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const int16_t *v, int from, int to, int32_t unbias, float *out)
 {
     int32_t sum[PACK_ROWS] = {0};
     for (int k = from; k < to; k++)
         for (int r = 0; r < PACK_ROWS; r++) sum[r] += u[k][r] * v[k];
-    int32_t bias = pack_bias_bits(type) ? sum_x * (1 << pack_bias_bits(type)) : 0;
-    for (int r = 0; r < PACK_ROWS; r++) out[r] = (float)(sum[r] - bias);
+    unbias = pack_bias_bits(type) ? unbias / (1 << (7 - pack_bias_bits(type))) : 0;
+    for (int r = 0; r < PACK_ROWS; r++) out[r] = (float)(sum[r] + unbias);
 }
 
-static void add_block(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scales *s, const pack_x *x, bool fine, float *y)
+static void add_block(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scales *c, const pack_x *x, bool fine, float *s)
 {
     int16_t v[PACK_COLS];
     float sum[PACK_ROWS];
     for (int k = 0; k < PACK_COLS; k++) v[k] = (int16_t)(fine ? 256 * x->hi[k] + x->lo[k] : x->hi[k]);
     if (type == QUANT_Q6_K) {
-        sum_columns(type, u, v, 0, PACK_COLS / 2, x->sum_first, sum);
-        for (int r = 0; r < PACK_ROWS; r++) y[r] = fmaf(sum[r], s->d[r] * x->scale, y[r]);
-        sum_columns(type, u, v, PACK_COLS / 2, PACK_COLS, x->sum - x->sum_first, sum);
-        for (int r = 0; r < PACK_ROWS; r++) y[r] = fmaf(sum[r], s->d2[r] * x->scale, y[r]);
+        sum_columns(type, u, v, 0, PACK_COLS / 2, x->unbias_first, sum);
+        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d[r], s[r]);
+        sum_columns(type, u, v, PACK_COLS / 2, PACK_COLS, x->unbias - x->unbias_first, sum);
+        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d2[r], s[r]);
         return;
     }
-    sum_columns(type, u, v, 0, PACK_COLS, x->sum, sum);
-    for (int r = 0; r < PACK_ROWS; r++) y[r] = fmaf(sum[r], s->d[r] * x->scale, y[r]);
+    sum_columns(type, u, v, 0, PACK_COLS, x->unbias, sum);
+    for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d[r], s[r]);
     if (!pack_has_minima(type)) return;
-    for (int r = 0; r < PACK_ROWS; r++) y[r] = fmaf(s->m[r], x->scaled_sum, y[r]);
+    for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(c->m[r], x->sum, s[r]);
 }
 
-static void panel(uint32_t type, const kern_pack_args *a)
+/* One panel times a group of rows. */
+static void panel_rows(uint32_t type, const kern_pack_args *a, const uint8_t *p, const uint8_t *x, size_t n_rows, float *out, size_t n_out)
 {
     size_t n_blocks = a->n_cols / PACK_COLS, quad_bytes = pack_quad_bytes(type), x_bytes = a->fine ? PACK_X_FINE : PACK_X_COARSE;
-    const uint8_t *p = a->panel, *x = a->x;
-    float y[8][PACK_ROWS] = {{0}};
+    float y[8][PACK_ROWS] = {{0}}, s[8][PACK_ROWS] = {{0}};
     for (size_t b = 0; b < n_blocks; b++) {
         int16_t u[PACK_COLS][PACK_ROWS];
-        scales s;
+        scales c;
         load_columns(type, p + b * quad_bytes, u);
-        load_scales(type, p + n_blocks * quad_bytes, b, &s);
-        for (size_t r = 0; r < a->n_rows; r++, x += x_bytes) add_block(type, u, &s, (const pack_x *)(const void *)x, a->fine, y[r]);
+        load_scales(type, p + n_blocks * quad_bytes, b, &c);
+        for (size_t r = 0; r < n_rows; r++, x += x_bytes) {
+            const pack_x *v = (const pack_x *)(const void *)x;
+            add_block(type, u, &c, v, a->fine, s[r]);
+            if (b % PACK_SUPER < PACK_SUPER - 1 && b + 1 < n_blocks) continue;
+            for (int i = 0; i < PACK_ROWS; i++) y[r][i] = fmaf(s[r][i], v->scale, y[r][i]);
+            memset(s[r], 0, sizeof s[r]);
+        }
     }
-    for (size_t r = 0; r < a->n_rows; r++) memcpy(a->y + r * a->y_stride, y[r], a->n_out * sizeof(float));
+    for (size_t r = 0; r < n_rows; r++) memcpy(out + r * a->y_stride, y[r], n_out * sizeof(float));
+}
+
+static void dot(uint32_t type, const kern_pack_args *a)
+{
+    size_t row_bytes = a->n_cols / PACK_COLS * (a->fine ? PACK_X_FINE : PACK_X_COARSE);
+    for (size_t row = 0, n; row < a->n_rows; row += n) {
+        n = pack_group_rows(row, a->n_rows);
+        for (size_t j = 0; j < a->n_out; j += PACK_ROWS) {
+            const uint8_t *panel = (const uint8_t *)a->panel + j / PACK_ROWS * a->panel_bytes, *x = (const uint8_t *)a->x + row * row_bytes;
+            panel_rows(type, a, panel, x, n, a->y + row * a->y_stride + j, kern_min_size(a->n_out - j, PACK_ROWS));
+        }
+    }
 }
 
 #define PACK_DOT(name, type)                  \
     static void name(const kern_pack_args *a) \
     {                                         \
-        panel(type, a);                       \
+        dot(type, a);                       \
     }
 PACK_DOT(dot_q8_0, QUANT_Q8_0)
 PACK_DOT(dot_q4_0, QUANT_Q4_0)
@@ -124,19 +142,9 @@ static int32_t nearest(float v)
     return (int32_t)(v + rounder - rounder);
 }
 
-static void quantise_block(const float *x, bool fine, pack_x *out)
+static void quantise_block(const float *x, float scale, float inverse, bool fine, pack_x *out)
 {
-    float most = 0;
     int32_t sum[2] = {0, 0};
-    for (int k = 0; k < PACK_COLS; k++) {
-        float size = fabsf(x[k]);
-        if (!(size <= FLT_MAX)) {
-            pack_x_broken(out, fine);
-            return;
-        }
-        most = size > most ? size : most;
-    }
-    float steps = fine ? 32512.0f : 127.0f, inverse = most > PACK_LEAST ? steps / most : 0.0f;
     for (int k = 0; k < PACK_COLS; k++) {
         int32_t v = nearest(x[k] * inverse), high = v;
         sum[k / 16] += v;
@@ -146,16 +154,35 @@ static void quantise_block(const float *x, bool fine, pack_x *out)
         }
         out->hi[k] = (int8_t)high;
     }
-    out->scale = most > PACK_LEAST ? most / steps : 0.0f;
-    out->sum_first = sum[0];
-    out->sum = sum[0] + sum[1];
-    out->scaled_sum = out->scale * (float)out->sum;
+    out->scale = scale;
+    out->sum = (float)(sum[0] + sum[1]);
+    out->unbias = -128 * (sum[0] + sum[1]);
+    out->unbias_first = -128 * sum[0];
+}
+
+/* The largest size of n floats, or infinity when one of them is no finite number. */
+static float largest_of(const float *x, size_t n)
+{
+    float most = 0;
+    for (size_t k = 0; k < n; k++) {
+        float size = fabsf(x[k]);
+        if (!(size <= FLT_MAX)) return INFINITY;
+        most = size > most ? size : most;
+    }
+    return most;
 }
 
 static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
 {
     uint8_t *to = out;
-    for (size_t k = 0; k < n_cols; k += PACK_COLS, to += step) quantise_block(x + k, fine, (pack_x *)(void *)to);
+    for (size_t left = n_cols / PACK_COLS; left;) {
+        size_t n = kern_min_size(left, PACK_SUPER);
+        float most = largest_of(x, n * PACK_COLS), scale = pack_x_scale(most, fine), inverse = pack_x_inverse(most, fine);
+        for (left -= n; n; n--, x += PACK_COLS, to += step) {
+            if (most > FLT_MAX) pack_x_broken((pack_x *)(void *)to, fine);
+            else quantise_block(x, scale, inverse, fine, (pack_x *)(void *)to);
+        }
+    }
 }
 
 void kern_fill_scalar_pack(kern_table *t)

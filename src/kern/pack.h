@@ -17,11 +17,15 @@
  * read front to back.
  *
  * Activations.  Each block of a row is x = scale * v with an integer v: coarse, 8 bits, scale = the largest |x| / 127; or fine, 16 bits,
- * v = 256 hi + lo, scale = the largest |x| / 32512.  Either way the sum over a block is an exact integer, whatever unit computes it:
+ * v = 256 hi + lo, scale = the largest |x| / 32512; the largest of PACK_SUPER blocks, which share their scale (fewer at the end of a row).  Either way the sum over a
+ * block is an exact integer, whatever unit computes it:
  *
- *   y = sum over blocks, ascending, in f32: y = fma((float)(sum of (u - bias) * v), d * scale, y), then, with minima, y = fma(m, scale * (float)(sum of v), y)
+ *   s = sum over PACK_SUPER blocks, ascending, in f32, from 0: s = fma((float)(sum of (u - bias) * v), d, s), then, with minima, s = fma(m, (float)(sum of v), s)
+ *   y = sum over these, ascending, in f32, from 0: y = fma(s, scale, y)
  *
- * with d, m as dequantisation has them (quant.h), so d * sc and -(dmin * mn) for the types with super-blocks, and half blocks for Q6_K. */
+ * with d, m as dequantisation has them (quant.h), so d * sc and -(dmin * mn) for the types with super-blocks, and half blocks for Q6_K.
+ *
+ * Rows of activations lie in groups of 8, 4, 2 and 1 rows, as many eights as there are first: a row's place depends on the number of rows, its integers do not. */
 #ifndef SPW_PACK_H
 #define SPW_PACK_H
 
@@ -35,24 +39,42 @@ enum { PACK_ROWS = 16, PACK_COLS = 32, PACK_SUPER = 8 /* blocks that share a d i
 /* One block of one row of activations; without lo (PACK_X_COARSE bytes) or with it. */
 typedef struct pack_x {
     float scale;
-    float scaled_sum; /* scale * (float)sum */
-    int32_t sum, sum_first; /* of v: over the block, and over its first half */
+    float sum;                    /* of v */
+    int32_t unbias, unbias_first; /* -128 times the sum of v: over the block, and over its first half */
     int8_t hi[PACK_COLS];
     int8_t lo[PACK_COLS];
 } pack_x;
 enum { PACK_X_FINE = sizeof(pack_x), PACK_X_COARSE = sizeof(pack_x) - PACK_COLS };
 
-/* Below this the largest |x| of a block counts as 0: its reciprocal times 32512 would not be finite. */
+/* Below this the largest |x| counts as 0: its reciprocal times 32512 would not be finite. */
 #define PACK_LEAST 1e-30f
 
-/* What a block with an infinity or a NaN becomes: NaN in every product. */
+/* The scale of blocks whose largest |x| is most, and what x is multiplied by before it is rounded; both finite when most is. */
+static inline float pack_x_scale(float most, bool fine)
+{
+    return most > PACK_LEAST ? most / (fine ? 32512.0f : 127.0f) : 0.0f;
+}
+
+static inline float pack_x_inverse(float most, bool fine)
+{
+    return most > PACK_LEAST ? (fine ? 32512.0f : 127.0f) / most : 0.0f;
+}
+
+/* What blocks with an infinity or a NaN among them become: NaN in every product. */
 static inline void pack_x_broken(pack_x *x, bool fine)
 {
     memset(x, 0, fine ? PACK_X_FINE : PACK_X_COARSE);
-    x->scale = x->scaled_sum = NAN;
+    x->scale = NAN;
 }
 
-/* The binary logarithm of what is added to a type's integers to make them unsigned; 0: nothing is. */
+/* Rows of the group that starts at row. */
+static inline size_t pack_group_rows(size_t row, size_t n_rows)
+{
+    size_t left = n_rows - row;
+    return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+/* The binary logarithm of what is added to a type's integers to make them unsigned, at most 7; 0: nothing is. */
 static inline int pack_bias_bits(uint32_t type)
 {
     return type == QUANT_Q8_0 ? 7 : type == QUANT_Q4_0 ? 3 : type == QUANT_Q5_0 ? 4 : type == QUANT_Q6_K ? 5 : 0;
@@ -72,6 +94,14 @@ static inline bool pack_has_fifth_bits(uint32_t type)
 static inline size_t pack_quad_bytes(uint32_t type)
 {
     return type == QUANT_Q8_0 ? 512 : type == QUANT_Q6_K ? 384 : pack_has_fifth_bits(type) ? 320 : 256;
+}
+
+/* Bytes of scales that come with a block, those of its super-block shared out. */
+static inline size_t pack_scale_bytes(uint32_t type)
+{
+    if (type == QUANT_Q6_K) return (32 + 16 * 16) / PACK_SUPER;
+    if (type == QUANT_Q4_K || type == QUANT_Q5_K) return (64 + 8 * 32) / PACK_SUPER;
+    return pack_has_minima(type) ? 64 : 32;
 }
 
 typedef struct pack_layout {
