@@ -144,7 +144,7 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_loadu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES);
     for (uint32_t t = from; t < to; t++) {
         __m512 x[8];
-        if (part != ASK_NONE) ask_lines(st, n_q == 1 ? n_v / 4 : ((n_v + 1) / 2 * (int)part + 1) / ASK_ALL, form); /* dots_by_row has asked for more than its part */
+        if (part != ASK_NONE) ask_lines(st, n_q == 1 ? n_v / 4 : ((n_v + 1) / 2 * (int)part + 1) / ASK_ALL, form); /* dots_by_row has asked for more */
         KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = load_row(st->rows[t], dim + d + (size_t)v * KERN_LANES, form);
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
             __m512 pg = _mm512_set1_ps(p[g * KERN_TILE + (int)t]);
