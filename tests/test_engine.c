@@ -1,9 +1,13 @@
 /* test_engine.c - the engine's promises on the tiny models of tests/data: the same bits for any number of threads, any cutting of the prompt, any
  * company in the step, after forks and truncations; policies; limits; failures.  All of it with K and V as halves, and again with bytes.
  *
- * Uses the public header only, but for the failing allocator. */
+ * A token has other bits as part of a prompt than as a generated one where prompts attend in integers (kern_many): there the two are compared with a tolerance, and sequences
+ * of both kinds have a reference of their own.
+ *
+ * Uses the public header only, but for the failing allocator and the question which kernels run. */
 #include <fenv.h>
 
+#include "kern.h"
 #include "mem.h"
 #include "spillway.h"
 #include "test.h"
@@ -62,35 +66,95 @@ static float *all_logits(const char *name)
     return out;
 }
 
+static double distance(const float *a, const float *b, size_t n)
+{
+    double difference = 0, all = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - (double)b[i];
+        difference += d * d;
+        all += (double)a[i] * (double)a[i];
+    }
+    return difference / all;
+}
+
+/* Whether a token of a prompt and the same token generated may differ by rounding. */
+static bool prompts_differ(void)
+{
+    const kern_table *kern;
+    spw_err err;
+    return kv_type == SPW_KV_F16 && !kern_select(&kern, &err) && kern->many_tile;
+}
+
+/* Logits of s against those of a prompt, s having generated. */
+static bool agrees(const spw_session *s, const float *want, size_t n_vocab)
+{
+    const float *got = spw_session_logits(s);
+    if (!prompts_differ()) return same_logits(s, want, n_vocab);
+    return got && distance(got, want, n_vocab) < 5e-5;
+}
+
+/* Of a mixed sequence: positions of one kind from pos on, N_TOKENS - pos at most.  60 of 100 are prompt, the rest is generated. */
+static size_t stretch(size_t pos, spw_row_kind *kind)
+{
+    size_t at = pos % 100, n = at < 60 ? 60 - at : 100 - at;
+    *kind = at < 60 ? SPW_PROMPT : SPW_DECODE;
+    return n < N_TOKENS - pos ? n : N_TOKENS - pos;
+}
+
+/* Logits of every position of a mixed sequence, one thread. */
+static float *mixed_logits(const char *name)
+{
+    spw_err err = {0};
+    spw_engine *e = open_model(name, 1, 0);
+    size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
+    float *out = malloc(N_TOKENS * n_vocab * sizeof *out);
+    spw_session *s = new_session(e, "full", N_TOKENS);
+    for (size_t pos = 0, n; pos < N_TOKENS; pos += n) {
+        spw_work w = {.session = s, .tokens = tokens + pos, .logits = out + pos * n_vocab};
+        n = stretch(pos, &w.kind);
+        if (w.kind == SPW_DECODE) n = 1;
+        w.n = w.n_logits = n;
+        CHECK_OK(spw_step(e, &w, 1, &err), err);
+    }
+    spw_session_free(s);
+    spw_engine_close(e);
+    return out;
+}
+
 static void test_threads_and_cuts(void)
 {
     spw_err err = {0};
     for (int m = 0; m < N_MODELS; m++) {
-        float *want = all_logits(models[m]);
-        for (int threads = 1; threads <= 4; threads++) {
+        float *whole = all_logits(models[m]), *mixed = mixed_logits(models[m]);
+        for (int run = 0; run < 8; run++) {
             static const int batches[] = {512, 1, 7, 333};
+            int threads = 1 + run % 4;
+            const float *want = run < 4 ? whole : mixed;
             spw_engine *e = open_model(models[m], threads, batches[threads - 1]);
             size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e));
             spw_session *s = new_session(e, "full", 1000);
             uint64_t seed = 17 * (uint64_t)threads;
             for (size_t done = 0; done < N_TOKENS;) {
-                size_t n = 1 + test_rand(&seed) % 90;
-                if (n > N_TOKENS - done) n = N_TOKENS - done;
-                if (n == 1 && done) CHECK_OK(spw_session_decode(s, tokens[done], &err), err);
+                spw_row_kind kind = SPW_PROMPT;
+                size_t n = 1 + test_rand(&seed) % 90, most = run < 4 ? N_TOKENS - done : stretch(done, &kind);
+                if (n > most) n = most;
+                if (kind == SPW_DECODE) n = 1;
+                if (kind == SPW_DECODE) CHECK_OK(spw_session_decode(s, tokens[done], &err), err);
                 else CHECK_OK(spw_session_eval(s, tokens + done, n, &err), err);
                 done += n;
-                CHECK(same_logits(s, want + (done - 1) * n_vocab, n_vocab));
+                CHECK(same_logits(s, want + (done - 1) * n_vocab, n_vocab) || test_bad > 10);
             }
             CHECK_INT(spw_session_pos(s), N_TOKENS);
             CHECK_OK(spw_engine_check(e, &err), err);
             spw_session_free(s);
             spw_engine_close(e);
         }
-        free(want);
+        free(whole);
+        free(mixed);
     }
 }
 
-/* Token by token equals the whole prompt, also when the calling thread rounds upward by itself. */
+/* Token by token is the whole prompt, also when the calling thread rounds upward by itself. */
 static void test_decode_equals_prompt(void)
 {
     spw_err err = {0};
@@ -104,8 +168,8 @@ static void test_decode_equals_prompt(void)
             CHECK_OK(spw_session_decode(s, tokens[i], &err), err);
             CHECK_INT(fegetround(), i % 2 ? FE_UPWARD : FE_TONEAREST);
             fesetround(FE_TONEAREST);
-            CHECK(same_logits(s, want + i * n_vocab, n_vocab));
-            if (test_bad) break;
+            CHECK(agrees(s, want + i * n_vocab, n_vocab));
+            if (test_bad > 10) break;
         }
         CHECK_INT(spw_session_decode(s, 1, &err), SPW_E_FULL);
         CHECK_HAS(err.msg, "700");
@@ -120,21 +184,23 @@ static void test_company_does_not_matter(void)
 {
     enum { N = 6 };
     spw_err err = {0};
-    float *want = all_logits("tiny-qwen2");
+    float *want = mixed_logits("tiny-qwen2");
     spw_engine *e = open_model("tiny-qwen2", 3, 50);
     size_t n_vocab = (size_t)spw_vocab_size(spw_engine_vocab(e)), done[N] = {0};
     spw_session *s[N];
     for (int i = 0; i < N; i++) s[i] = new_session(e, "full", N_TOKENS);
     uint64_t seed = 99;
-    for (int step = 0; step < 60; step++) {
+    for (int step = 0; step < 90; step++) {
         spw_work work[N];
         size_t n_work = 0, who[N];
         for (size_t i = 0; i < N; i++) {
-            size_t left = N_TOKENS - done[i], n = test_rand(&seed) % 2 ? 1 : test_rand(&seed) % 40;
-            if (n > left) n = left;
+            spw_row_kind kind = SPW_PROMPT;
+            size_t most = done[i] < N_TOKENS ? stretch(done[i], &kind) : 0, n = test_rand(&seed) % 2 ? 1 : test_rand(&seed) % 40;
+            if (n > most) n = most;
             if (!n) continue;
+            if (kind == SPW_DECODE) n = 1;
             who[n_work] = i;
-            work[n_work++] = (spw_work){.session = s[i], .tokens = tokens + done[i], .n = n, .kind = n == 1 ? SPW_DECODE : SPW_PROMPT};
+            work[n_work++] = (spw_work){.session = s[i], .tokens = tokens + done[i], .n = n, .kind = kind};
             done[i] += n;
         }
         CHECK_OK(spw_step(e, work, n_work, &err), err);
@@ -208,17 +274,6 @@ static void test_failed_steps(void)
 }
 
 /* Mean square of the difference of two sets of logits, as a share of that of the first. */
-static double distance(const float *a, const float *b, size_t n)
-{
-    double difference = 0, all = 0;
-    for (size_t i = 0; i < n; i++) {
-        double d = (double)a[i] - (double)b[i];
-        difference += d * d;
-        all += (double)a[i] * (double)a[i];
-    }
-    return difference / all;
-}
-
 /* Rows of a page that was full go on as what their bytes stand for: near what they were, the same for all who do it, and exact where the page was not full. */
 static void test_truncated_into_bytes(void)
 {
@@ -279,12 +334,12 @@ static void test_window_policy(void)
     CHECK(same_logits(s, want + 319 * n_vocab, n_vocab)); /* prompts are exact under every policy */
     CHECK_OK(spw_session_truncate(s, 319, &err), err);
     CHECK_OK(spw_session_decode(s, tokens[319], &err), err);
-    CHECK(same_logits(s, want + 319 * n_vocab, n_vocab)); /* 320 positions are sink and window */
+    CHECK(agrees(s, want + 319 * n_vocab, n_vocab)); /* 320 positions are sink and window */
     CHECK_INT(spw_session_get_stats(s).middle_bytes, 0);
     CHECK_OK(spw_session_eval(s, tokens + 320, 300, &err), err);
-    CHECK(same_logits(s, want + 619 * n_vocab, n_vocab));
+    CHECK(agrees(s, want + 619 * n_vocab, n_vocab));
     CHECK_OK(spw_session_decode(s, tokens[620], &err), err);
-    CHECK(!same_logits(s, want + 620 * n_vocab, n_vocab));
+    CHECK(!agrees(s, want + 620 * n_vocab, n_vocab));
     spw_session_stats st = spw_session_get_stats(s);
     CHECK_INT(st.middle_bytes, (621 - 320) * 2 * 2 * 32 * (kv_type == SPW_KV_Q8 ? 2 : 4));
     CHECK_INT(st.read_bytes, 0);
@@ -295,7 +350,7 @@ static void test_window_policy(void)
     CHECK_OK(spw_session_truncate(s, 620, &err), err);
     CHECK_OK(spw_session_fork(&f, s, &p, &err), err);
     CHECK_OK(spw_session_decode(f, tokens[620], &err), err);
-    CHECK(same_logits(f, want + 620 * n_vocab, n_vocab));
+    CHECK(agrees(f, want + 620 * n_vocab, n_vocab));
     CHECK_STR(spw_session_get_stats(f).kv_policy, "full");
     CHECK_INT(spw_session_get_stats(f).read_bytes, spw_session_get_stats(f).middle_bytes);
     spw_session_free(f);

@@ -109,6 +109,33 @@ size_t kern_attend_scratch(size_t n_q, size_t dim); /* the same for every ISA */
 enum { KERN_Q8_DIM = 512 }; /* 32512 * 127 * 512 is the largest integer of a score, and fits 31 bits */
 typedef void kern_quantise_q8_fn(const kern_f16 *rows, size_t n_rows, size_t dim, int8_t *out, float *k_scale, float *v_scale);
 
+/* ---- attention of many queries to whole tiles, in integers of 16 bits ------------------------------------------------------------------
+ *
+ * What a prompt does most: many query rows against the same rows of halves.  Units for pairs of 16-bit integers do twice what f32 units do, and sums of their products
+ * are exact.  For each tile of at most KERN_MANY positions:
+ *
+ *   keys     channel c: mid and half-width of its values in the tile; k = rne((K - mid) / (half / 8191))
+ *   queries  Q * half / 8191 per channel, then q = rne(. / step), step as small as 16 bits, and 32 for the sum over dim, allow
+ *   scores   s = (float)(q . k) * step + (Q . mid), in units of log 2
+ *   weights  p = rne(4095 * 2^(s - the tile's largest s)); their sum is exact
+ *   values   as keys, of 4095 steps; o += 2^(tile's largest - largest so far) * (half / 4095 * (p . v) + mid * sum of p), in f32
+ *
+ * Subtracting mid takes away what all keys of a tile have in common, which for some models is most of a key; no score changes but all of them.  Errors: docs/NUMERICS.md.
+ * A query's bits depend on itself and the tiles alone. */
+enum { KERN_MANY = 128, KERN_MANY_DIM = 512 }; /* positions of a tile at most; elements of a head at most */
+typedef struct kern_many {
+    const float *q;   /* n_q rows of dim floats, scaled; row stride dim */
+    size_t n_q, dim;
+    float *o;         /* n_q rows of dim: sums so far, not yet divided; zeros at first */
+    float *m, *l;     /* n_q: largest score so far (log 2), -infinity at first; sum of weights so far, 0 at first */
+    void *scratch;    /* kern_many_scratch(dim) bytes, 64-byte aligned */
+} kern_many;
+size_t kern_many_scratch(size_t dim);
+/* Adds n <= KERN_MANY adjacent rows of halves, 4 * dim bytes each. */
+typedef void kern_many_tile_fn(const kern_many *a, const void *rows, uint32_t n);
+/* Divides o and writes lse (natural logarithm): a partial as of attend. */
+typedef void kern_many_end_fn(const kern_many *a, float *lse);
+
 /* Folds partial b into partial a: lse = logaddexp(la, lb), o = (e^(la-lse) oa + e^(lb-lse) ob).  Empty sets are the identity, bit for bit.
  * DESIGN 5. */
 typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size_t dim);
@@ -180,6 +207,8 @@ typedef struct kern_table {
     kern_add_fn *add;
     kern_to_f16_fn *to_f16;
     kern_attend_fn *attend;
+    kern_many_tile_fn *many_tile; /* this and the next NULL where attend is as fast */
+    kern_many_end_fn *many_end;
     kern_merge_fn *merge;
     kern_attend_fn *attend_q8;
     kern_quantise_q8_fn *quantise_q8;
@@ -219,6 +248,7 @@ void kern_fill_avx512_math(kern_table *t);
 void kern_fill_avx512_attend(kern_table *t);
 void kern_fill_avx512_select(kern_table *t);
 void kern_fill_avx512vnni_pack(kern_table *t);
+void kern_fill_avx512vnni_many(kern_table *t);
 void kern_fill_avx512_pack_few(kern_table *t); /* called by the one before */
 void kern_fill_avx512vnni_q8(kern_table *t);
 void kern_fill_neon_quant(kern_table *t);

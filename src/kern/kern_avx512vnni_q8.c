@@ -5,6 +5,7 @@
  * rows interleaved for vpdpbusd, weights being two bytes.  All sums are exact: every way gives the same bits.
  * Bounds: memory for few queries (2 * n * dim bytes), else 4 vpdpbusd per query, position and 64 elements, one a cycle. */
 #include "kern_avx512.h"
+#include "kern_avx512vnni.h"
 #include "kern_q8.h"
 
 #include <float.h>
@@ -30,20 +31,6 @@ typedef struct tile_weights {
     _Alignas(64) int32_t lo[KERN_GROUP][KERN_TILE / 4];
     float step[KERN_GROUP];
 } tile_weights;
-
-/* acc += the products of 16-bit lanes, or of unsigned bytes x and signed ones y, summed by 32 bits; dot_quads: y is one lane in memory.  Through the intrinsics gcc 12
- * copies accumulators before every instruction, and the copies cost a tenth of the time. */
-#if defined(__clang__)
-#define load_anew(p) ((void)0)
-#define dot_words(acc, x, y) ((acc) = _mm512_dpwssd_epi32(acc, x, y))
-#define dot_bytes(acc, x, y) ((acc) = _mm512_dpbusd_epi32(acc, x, y))
-#define dot_quads(acc, x, p) ((acc) = _mm512_dpbusd_epi32(acc, x, _mm512_set1_epi32(*(p))))
-#else
-#define load_anew(p) __asm__("" : "+r"(p)) /* or it keeps sixteen pointers in vector registers */
-#define dot_words(acc, x, y) __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y))
-#define dot_bytes(acc, x, y) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y))
-#define dot_quads(acc, x, p) __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(x), "m"(*(p)))
-#endif
 
 KERN_INLINE __m512 within_floats(__m512 x)
 {

@@ -10,6 +10,12 @@ size_t kern_attend_scratch(size_t n_q, size_t dim)
     return (2 * kern_attend_pad(n_q) + KERN_GROUP * KERN_TILE + 2 * dim * KERN_TILE) * sizeof(float);
 }
 
+size_t kern_many_scratch(size_t dim)
+{
+    enum { QUERIES = 6 }; /* that pass over a tile together */
+    return 4 * KERN_MANY * dim + 16 * dim + QUERIES * (6 * KERN_MANY + 2 * dim) + 64;
+}
+
 /* Element i of row t of a span: K from 0 on, V from dim on. */
 static double element(const kern_attend_args *a, const kern_span *span, size_t t, size_t i)
 {

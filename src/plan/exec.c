@@ -14,6 +14,7 @@ typedef struct exec_scratch {
     float *q, *part, *total; /* [queries][dim] */
     float *part_lse, *total_lse;
     uint32_t *n_valid;
+    float *m, *l; /* of whole pages: kern_many */
     void *kern;
     void *block; /* owns all of the above */
     size_t n_queries;
@@ -25,6 +26,7 @@ struct exec {
     uint32_t dim;
     bool f32; /* rows are written as floats */
     bool q8;  /* full pages are sealed */
+    bool many; /* prompts attend to whole pages of halves by many_tile */
     kern_tuning tuning;
     exec_scratch *scratch; /* one per worker */
     float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
@@ -50,6 +52,7 @@ spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const
     x->dim = kv_dim(store);
     x->f32 = kv_store_type(store) == KV_F32;
     x->q8 = kv_store_type(store) == KV_Q8;
+    x->many = kv_store_type(store) == KV_F16 && kern->many_tile && x->dim <= KERN_MANY_DIM;
     x->tuning = KERN_TUNING_DEFAULT;
     *out = x;
     return SPW_OK;
@@ -143,7 +146,8 @@ static spw_status size_scratch(exec *x, size_t n, spw_err *err)
         exec_scratch *s = &x->scratch[w];
         if (s->n_queries >= n) continue;
         size_t rows = n * x->dim * sizeof(float), lse = (n * sizeof(float) + 63) & ~(size_t)63;
-        uint8_t *p = mem_alloc(3 * rows + 3 * lse + kern_attend_scratch(n, x->dim));
+        size_t scratch = kern_attend_scratch(n, x->dim), many = kern_many_scratch(x->dim);
+        uint8_t *p = mem_alloc(3 * rows + 5 * lse + (scratch > many ? scratch : many));
         if (!p) return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for the scratch of %zu queries", n);
         mem_free(s->block);
         s->block = p;
@@ -153,6 +157,8 @@ static spw_status size_scratch(exec *x, size_t n, spw_err *err)
         s->part_lse = (float *)(void *)p, p += lse;
         s->total_lse = (float *)(void *)p, p += lse;
         s->n_valid = (uint32_t *)(void *)p, p += lse;
+        s->m = (float *)(void *)p, p += lse;
+        s->l = (float *)(void *)p, p += lse;
         s->kern = p;
         s->n_queries = n;
     }
@@ -219,6 +225,15 @@ static void fold_span(exec *x, exec_scratch *s, const plan_rows *r, uint32_t hea
     for (size_t i = 0; i < n; i++) x->kern->merge(s->total + i * x->dim, &s->total_lse[i], s->part + i * x->dim, s->part_lse[i], x->dim);
 }
 
+/* Partials of n queries over the pages before position end, which begins a page, into the totals. */
+static void fold_pages(exec *x, exec_scratch *s, const plan_rows *r, uint32_t head, uint64_t end, size_t n)
+{
+    kern_many a = {.q = s->q, .n_q = n, .dim = x->dim, .o = s->total, .m = s->m, .l = s->l, .scratch = s->kern};
+    for (size_t i = 0; i < n; i++) s->m[i] = -__builtin_inff(), s->l[i] = 0;
+    for (uint64_t at = 0; at < end; at += KV_PAGE_ROWS) x->kern->many_tile(&a, kv_row(r->seq, x->layer->layer, head, at), KV_PAGE_ROWS);
+    x->kern->many_end(&a, s->total_lse);
+}
+
 static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
 {
     const plan_rows *r = &x->rows[it->rows];
@@ -227,7 +242,9 @@ static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
     uint64_t pos0 = r->first_pos + it->first_row, end = pos0 + it->n, border = kv_border(r->seq, pos0); /* the last row sees positions below end */
     for (uint32_t i = 0; i < it->n; i++) memcpy(s->q + (size_t)i * group * x->dim, q_at(x, row0 + i, it->head), group * x->dim * sizeof(float));
     set_empty(s->total, s->total_lse, n, x->dim);
-    for (uint64_t first = 0, stop; first < end; first = stop) {
+    uint64_t done = x->many ? pos0 - pos0 % KV_PAGE_ROWS : 0; /* a block lies in one page */
+    if (done) fold_pages(x, s, r, it->head, done, n);
+    for (uint64_t first = done, stop; first < end; first = stop) {
         stop = plan_cut(first, end, border);
         uint32_t n_pos = (uint32_t)(stop - first);
         bool masked = first + n_pos > pos0 + 1;

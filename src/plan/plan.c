@@ -3,7 +3,7 @@
 
 #include "mem.h"
 
-enum { BLOCK_QUERIES = 64 }; /* query rows of a prompt block: enough to reuse a tile of keys, few enough to spread over workers */
+enum { BLOCK_QUERIES = 256 }; /* query rows of a prompt block at most: many make a tile of keys worth converting, few spread over workers */
 
 uint32_t plan_block_rows(uint32_t group)
 {
@@ -40,19 +40,18 @@ static spw_status add_item(plan *p, plan_item item, spw_err *err)
     return status;
 }
 
-/* Rows from row first on that have its border. */
-static uint32_t rows_of_border(const plan_rows *r, uint32_t first)
+/* Rows from row first on that lie in its page. */
+static uint32_t rows_of_page(const plan_rows *r, uint32_t first)
 {
-    uint32_t left = r->n_rows - first;
-    uint64_t pos = r->first_pos + first, border = kv_border(r->seq, pos), end = border + KV_PAGE_ROWS;
-    return kv_border(r->seq, pos + left - 1) == border ? left : (uint32_t)(end - pos);
+    uint32_t left = r->n_rows - first, room = KV_PAGE_ROWS - (uint32_t)((r->first_pos + first) % KV_PAGE_ROWS);
+    return left < room ? left : room;
 }
 
 static spw_status add_prompt(plan *p, const plan_rows *r, uint32_t index, const plan_shape *shape, spw_err *err)
 {
     uint32_t block = plan_block_rows(shape->group);
     for (uint32_t first = 0, n; first < r->n_rows; first += n) {
-        uint32_t left = rows_of_border(r, first), n_blocks = (left + block - 1) / block;
+        uint32_t left = rows_of_page(r, first), n_blocks = (left + block - 1) / block;
         n = (left + n_blocks - 1) / n_blocks; /* about alike: a block of two rows reads as much as a full one */
         for (uint32_t h = 0; h < shape->n_head_kv; h++) {
             spw_status s = add_item(p, (plan_item){.kind = PLAN_PROMPT, .rows = index, .head = h, .first_row = first, .n = n}, err);
