@@ -112,6 +112,7 @@ static int print_machine_json(const spw_machine *m)
     json_object_set_new(v, "ahead", json_integer(m->ahead));
     json_object_set_new(v, "tile", json_integer(m->tile));
     json_object_set_new(v, "arithmetic", json_string(m->arithmetic));
+    json_object_set_new(v, "prompt_arithmetic", json_string(m->prompt_arithmetic));
     json_object_set_new(v, "threads", json_integer(m->threads));
     json_object_set_new(v, "read_one_gbps", report_real(m->read_one));
     json_object_set_new(v, "read_all_gbps", report_real(m->read_all));
@@ -134,6 +135,7 @@ int bench_machine_main(const options *o)
     printf("reading L2         %.1f GB/s a core\n", m.l2_read);
     printf("arithmetic         %.0f Gop/s in f32, %.0f in int8, %.0f in bf16 a core\n", m.f32_peak, m.int8_peak, m.bf16_peak);
     printf("decode attention   asks ahead: %s, %u positions; tile of %u positions; computes in %s\n", m.hint, m.ahead, m.tile, m.arithmetic);
+    printf("prompt attention   computes in %s\n", m.prompt_arithmetic);
     printf("%s\n", m.cached ? "From the cache file; SPILLWAY_CACHE=off measures anew." : "Measured now.");
     return report_finish("bench");
 }

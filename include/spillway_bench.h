@@ -25,7 +25,8 @@ typedef struct spw_machine {
     char hint[8];          /* decode attention asks for rows ahead: "T0" (into L1), "T1" (into L2) or "none" */
     uint32_t ahead;        /* so many positions ahead */
     uint32_t tile;         /* positions per tile of attention */
-    char arithmetic[8];    /* of attention: "f32" */
+    char arithmetic[8];    /* of decode attention: "f32" */
+    char prompt_arithmetic[8]; /* of a prompt's attention to whole pages of halves: "int16" where the units are fast at it, else "f32" */
     bool cached;           /* read from the cache file, not measured now */
 } spw_machine;
 

@@ -116,7 +116,7 @@ typedef struct thread_clocks {
     atomic_llong ns;
 } thread_clocks;
 
-/* A thread that has arrived waits, so every item finds a thread of its own. */
+/* The clocks are read at one time. */
 static void clock_item(void *ctx, size_t item, int worker)
 {
     thread_clocks *c = ctx;
@@ -131,7 +131,7 @@ static void clock_item(void *ctx, size_t item, int worker)
 static double running_time(spw_pool *pool)
 {
     thread_clocks c = {.n_threads = pool_n_threads(pool)};
-    pool_run(pool, (size_t)c.n_threads, clock_item, &c);
+    pool_run_all(pool, clock_item, &c);
     return (double)atomic_load(&c.ns) * 1e-9;
 }
 

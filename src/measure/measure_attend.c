@@ -33,6 +33,7 @@ typedef struct attend_job {
     uint32_t dim, g, block; /* block 0: dense */
     size_t n_q, row_bytes;
     bool q8;
+    bool many; /* by many_tile */
     float *scales; /* of rows of bytes: sets of k_scale [dim], then sets of v_scale [Q8_RUN] */
     uint32_t span_rows, call_spans; /* positions per span, spans per call */
     uint32_t starts[UNIT_ROWS];     /* first position of each span of a unit */
@@ -69,7 +70,7 @@ static void job_free(attend_job *j)
 static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, uint32_t g, uint32_t block, bool q8, size_t n_q, spw_err *err)
 {
     size_t n = (size_t)pool_n_threads(b->pool), row = n_q * dim * sizeof(float), lse = (n_q * sizeof(float) + 63) & ~(size_t)63;
-    size_t each = 3 * row + 2 * lse + kern_attend_scratch(n_q, dim);
+    size_t attend = kern_attend_scratch(n_q, dim), many = (kern_many_scratch(dim) + 63) & ~(size_t)63, each = 3 * row + 2 * lse + (attend > many ? attend : many);
     attend_job *j = mem_zalloc(sizeof *j);
     if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each), j->scales = mem_alloc(Q8_SETS * (dim + Q8_RUN) * sizeof(float));
     if (!j || !j->workers || !j->memory || !j->scales) {
@@ -160,6 +161,12 @@ static void cached_unit(void *ctx, size_t unit, int worker)
     attend_worker *w = &j->workers[worker];
     const uint8_t *base = j->b->arena->base + (size_t)worker * (size_t)KERN_SPAN * j->row_bytes;
     (void)unit;
+    if (j->many) {
+        kern_many a = {.q = w->q, .n_q = j->n_q, .dim = j->dim, .o = w->total, .m = w->lse, .l = w->total_lse, .scratch = w->scratch};
+        for (size_t i = 0; i < j->n_q; i++) a.m[i] = -INFINITY, a.l[i] = 0;
+        for (size_t at = 0; at < UNIT_ROWS; at += KERN_MANY) j->b->kern->many_tile(&a, base + at % KERN_SPAN * j->row_bytes, KERN_MANY);
+        return;
+    }
     for (uint32_t i = 0; i < j->call_spans; i++) w->spans[i] = unit_span(j, base, i * j->span_rows);
     for (size_t c = 0; c < UNIT_CALLS; c++) attend_call(j, w, w->spans, w->spans, j->call_spans);
 }
@@ -308,6 +315,7 @@ spw_status measure_attend_prefill(measure_bench *b, uint32_t dim, uint32_t g, si
     if (s) return s;
     int threads = pool_n_threads(b->pool);
     spw_bench_record r = {.kernel = "attn_prefill", .type = "f16", .g = g, .head_dim = dim, .threads = threads, .is_ops = true, .n_clean = L2_SAMPLES, .n_samples = L2_SAMPLES};
+    j->many = b->kern->many_tile != NULL; /* as prompts do it */
     r.l2_gbps = cached_rate(j);
     r.rate = r.l2_gbps * (double)j->n_q;
     r.roof = b->f32_peak * threads;

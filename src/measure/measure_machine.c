@@ -198,8 +198,9 @@ void measure_machine(spw_machine *m, const kern_table *kern, spw_pool *pool)
     if (uname(&names) == 0) snprintf(m->host, sizeof m->host, "%.63s", names.nodename);
     snprintf(m->isa, sizeof m->isa, "%s", kern->isa);
     bool may_cache = measure_cache_path(path, sizeof path, m->model, m->isa);
-    if (may_cache && measure_cache_read(path, m)) return;
-    if (measure_now(m, kern, pool) && may_cache) measure_cache_write(path, m);
+    bool known = may_cache && measure_cache_read(path, m);
+    if (!known && measure_now(m, kern, pool) && may_cache) measure_cache_write(path, m);
+    snprintf(m->prompt_arithmetic, sizeof m->prompt_arithmetic, "%s", kern->many_tile ? "int16" : "f32"); /* of the kernels, not of a measurement */
 }
 
 kern_tuning measure_tuning(const spw_machine *m)
