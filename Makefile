@@ -177,10 +177,15 @@ uninstall:
 # Everything that `make test` runs.  TESTS="test_pool test_cli.py" runs these alone.
 TESTS ?= $(C_TESTS) $(REPLAYS) $(PY_TESTS) $(SH_TESTS)
 
+# The one test of parts of the program; they need neither a model nor jansson.
+EVAL_OBJ := $(addprefix $(BUILD)/apps/,eval_tasks.o eval_ruler.o eval_policies.o text_input.o)
+$(BUILD)/tests/test_eval_tasks: $(EVAL_OBJ)
+$(BUILD)/tests/test_eval_tasks: TEST_WITH = -Iapps $(EVAL_OBJ)
+
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libspillway.a $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call say,TEST,$@)
-	$(Q)$(COMPILE) $(SRC_INC) -Itests $(LIB_CPPFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) $< $(BUILD)/libspillway.a $(LIB_LIBS) -o $@
+	$(Q)$(COMPILE) $(SRC_INC) -Itests $(LIB_CPPFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) $< $(TEST_WITH) $(BUILD)/libspillway.a $(LIB_LIBS) -o $@
 
 # A fuzz target with a main that feeds it the files of its corpus: the same check on any compiler.
 $(BUILD)/fuzz/replay_%: fuzz/fuzz_%.c fuzz/replay.c $(BUILD)/libspillway.a $(BUILD)/flags

@@ -76,6 +76,7 @@ static const char group_kinds[] = "What is measured";
 static const char group_tests[] = "Tests";
 static const char group_input[] = "Model and input";
 static const char group_context[] = "Context and KV cache";
+static const char group_samples[] = "Policies and samples";
 static const char group_rope[] = "Contexts longer than the trained one";
 static const char group_template[] = "Chat template";
 static const char group_generation[] = "Generation";
@@ -111,12 +112,24 @@ static const option table[] = {
 
     {CMD_RUN | CMD_CHAT | CMD_INSPECT, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 1, 1 << 30), "the model's trained context",
      "Positions that the context holds, prompt and answer together. Reserves address space; memory is taken as positions are used."},
-    {CMD_EVAL, group_context, 'c', "ctx-size", "N", WHOLE(ctx, 4, 1 << 30), "512", "Tokens of a chunk: the length at which the text is evaluated."},
+    {CMD_EVAL, group_context, 'c', "ctx-size", "N,...", WHOLES(lengths, 4, 1 << 30), "512 for ppl, otherwise 4096; kv and multiturn: as needed",
+     "ppl, kld: tokens of a chunk, the length at which the text is evaluated. ruler, passkey, niah: tokens of prompt and answer, one or several lengths. kv, multiturn: positions that the context holds."},
     {CMD_EVAL, group_context, 0, "chunks", "N", WHOLE(chunks, -1, 1 << 30), NULL, "Chunks to evaluate; -1: all that the text gives."},
     {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", ONE_OF(kv_policy, spw_kv_policies, NULL), NULL,
      "What a generated token attends to: full (everything) or window (only the first --kv-sink and the newest --kv-window positions)."},
-    {GENERATING | CMD_BENCH, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
-    {GENERATING | CMD_BENCH, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+    {GENERATING | CMD_BENCH | CMD_EVAL, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
+    {GENERATING | CMD_BENCH | CMD_EVAL, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+
+    {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window",
+     "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them; hgca takes its beta."},
+    {CMD_EVAL, group_samples, 0, "eval-tokens", "N", WHOLE(eval_tokens, 1, 1 << 20), NULL, "kld: predictions of each chunk that are made token by token under each policy."},
+    {CMD_EVAL, group_samples, 'n', "samples", "N", WHOLE(samples, 1, 1 << 20), "20, niah: 1", "Samples of each task, length and depth."},
+    {CMD_EVAL, group_samples, 0, "tasks", "NAME,...", WORDS(tasks), "all six", "ruler: tasks to run."},
+    {CMD_EVAL, group_samples, 0, "keys", "N", WHOLE(n_keys, 1, 1 << 20), NULL, "kv, multiturn: keys of the dictionary."},
+    {CMD_EVAL, group_samples, 0, "turns", "N", WHOLE(n_turns, 1, 16), NULL, "multiturn: questions asked one after the other."},
+    {CMD_EVAL, group_samples, 0, "depths", "N", WHOLE(depths, 1, 101), NULL, "niah: places from the beginning to the end of the text."},
+    {CMD_EVAL, group_samples, 's', "seed", "N", WHOLE(seed, 0, 4294967295.0), "42", "Seed of the samples."},
+    {CMD_EVAL, group_samples, 0, "resume", "FILE", WORDS(resume), "", "Keep the result of every sample in FILE, as JSON lines, and take over those that it holds."},
 
     {MEASURING, group_rope, 0, "rope-scaling", "KIND", ONE_OF(rope_scaling, rope_choices, NULL), "as the model file says",
      "How positions beyond the trained context are mapped into it."},
@@ -125,7 +138,7 @@ static const option table[] = {
     {MEASURING, group_rope, 0, "rope-freq-base", "X", REAL(rope_freq_base, 1, 1e12), "as the model file says", "Base of the rotary frequencies."},
     {MEASURING, group_rope, 0, "yarn-orig-ctx", "N", WHOLE(yarn_orig_ctx, 1, 1 << 30), "the model's trained context", "Context that YaRN starts from."},
 
-    {GENERATING, group_template, 0, "chat-template", "NAME", ONE_OF(chat_template, spw_chat_templates, "none"), "the model's own",
+    {GENERATING | CMD_EVAL, group_template, 0, "chat-template", "NAME", ONE_OF(chat_template, spw_chat_templates, "none"), "the model's own",
      "Chat template to use in place of the model's own; none: the prompt is plain text to be continued."},
     {GENERATING, group_template, 0, "system", "TEXT", WORDS(system), "the template's", "System message."},
 
@@ -163,6 +176,8 @@ static const option table[] = {
     {CMD_TOKENIZE, group_output, 0, "json", NULL, SWITCH(json), "", "Print a JSON array of objects with id and text."},
     {CMD_BENCH, group_output, 'o', "output", "FORMAT", ONE_OF(output, output_choices, NULL), NULL, "Format of the results on standard output."},
     {CMD_BENCH, group_output, 0, "json", NULL, SWITCH(json), "", "The same as -o json."},
+    {CMD_EVAL, group_output, 0, "html", "FILE", WORDS(html), "", "Write a page with tables and charts to FILE too; not for ppl."},
+    {CMD_EVAL, group_output, 0, "csv", NULL, SWITCH(csv), "", "Print comma-separated values in place of a table."},
     {CMD_EVAL | CMD_INSPECT, group_output, 0, "json", NULL, SWITCH(json), "", "Print one JSON object."},
 };
 #define N_OPTIONS (sizeof table / sizeof *table)
@@ -172,7 +187,7 @@ static options options_defaults(void)
     spw_sampler_params sampler = spw_sampler_default_params();
     spw_session_params session = spw_session_default_params();
     return (options){
-        .predict = -1, .chunks = -1, .seed = -1, .batch = 512, .repetitions = 5, .output = "md", .cache_k = "f16", .cache_v = "f16",
+        .predict = -1, .chunks = -1, .eval_tokens = 512, .n_keys = 96, .n_turns = 4, .depths = 11, .seed = -1, .batch = 512, .repetitions = 5, .output = "md", .cache_k = "f16", .cache_v = "f16",
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
         .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,

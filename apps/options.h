@@ -49,6 +49,12 @@ typedef struct options {
     int64_t predict;                   /* -1: no limit */
     int64_t threads, batch;
     int64_t chunks;
+    /* eval */
+    number_list lengths; /* -c; empty: the measure's own */
+    word_list policies;
+    const char *tasks, *resume, *html;
+    int64_t samples, eval_tokens, n_keys, n_turns, depths; /* samples: 0: not given */
+    bool csv;
     double temp, top_p, min_p, repeat_penalty;
     int64_t top_k, repeat_last_n;
     int64_t seed; /* -1: not given */

@@ -115,6 +115,7 @@ spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const lo
     d->ops->embed(d, e->token_embd, e->ids, n_total, b->x);
     for (uint32_t i = 0; i < hp->n_layer; i++) {
         const engine_layer *l = &e->layers[i];
+        exec_expect(e->exec, e->rows, n_rows, i, hp->layer_kv[i].n_head_kv);
         project(e, l, n_total);
         bool build = i == 0 || !is_static || hp->layer_kv[i].n_head_kv != hp->layer_kv[i - 1].n_head_kv;
         spw_status s = attend(e, i, n_rows, n_total, build, reads, err);

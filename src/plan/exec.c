@@ -121,6 +121,17 @@ static bool fills_page(const plan_rows *r)
     return (r->first_pos + r->n_rows) / KV_PAGE_ROWS > r->first_pos / KV_PAGE_ROWS;
 }
 
+void exec_expect(const exec *x, const plan_rows *rows, size_t n_rows, uint32_t layer, uint32_t n_head_kv)
+{
+    size_t bytes = 2 * (size_t)x->dim * (x->f32 ? sizeof(float) : sizeof(kern_f16));
+    for (size_t i = 0; i < n_rows; i++) {
+        for (uint32_t h = 0; h < n_head_kv && rows[i].decode; h++) {
+            const char *row = kv_row(rows[i].seq, layer, h, rows[i].first_pos);
+            for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 1);
+        }
+    }
+}
+
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l)
 {
     size_t total = 0;

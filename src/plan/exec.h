@@ -21,6 +21,8 @@ spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const
 void exec_free(exec *x);
 /* How decode attention asks for rows ahead; without a call KERN_TUNING_DEFAULT.  No effect on results. */
 void exec_set_tuning(exec *x, kern_tuning tuning);
+/* Asks for the memory of a layer's new generated rows, which will be written soon: nobody has touched it for a token's time.  Changes nothing. */
+void exec_expect(const exec *x, const plan_rows *rows, size_t n_rows, uint32_t layer, uint32_t n_head_kv);
 /* Writes K and V of all rows to their positions, which have been reserved. */
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l);
 /* Attention of every row; the rows' own K and V have been appended. */

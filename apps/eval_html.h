@@ -1,0 +1,16 @@
+/* eval_html.h - a report as one self-contained page: tables, and charts drawn as SVG. */
+#ifndef SPW_APP_EVAL_HTML_H
+#define SPW_APP_EVAL_HTML_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "eval_report.h"
+
+/* Whether path can be written; asked before a long run.  False after one line of complaint. */
+bool html_check(const char *path);
+/* Writes the page: of kld divergence against bytes read, of the others a map of scores for each policy; and the table that the columns make
+ * of the report's array rows.  False after one line of complaint. */
+bool html_write(const char *path, const json_t *report, const char *rows, const report_column *columns, size_t n_columns);
+
+#endif

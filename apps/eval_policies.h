@@ -1,0 +1,32 @@
+/* eval_policies.h - the policies that eval compares: from --policies to the parameters of a session.
+ *
+ * A policy is written name[:block]:budget, or hgca:beta; a name alone stands for the defaults. */
+#ifndef SPW_APP_EVAL_POLICIES_H
+#define SPW_APP_EVAL_POLICIES_H
+
+#include "options.h"
+
+typedef struct policy_spec {
+    char label[64]; /* as it was written: the name of its rows */
+    char name[24];
+    int64_t block;  /* positions; 0: not given */
+    double budget;  /* up to 1 a share of the middle, above 1 positions, POLICY_AUTO: the policy's own rule; negative: not given */
+    double beta;    /* negative: not given */
+} policy_spec;
+
+#define POLICY_AUTO 0.0
+
+typedef struct policy_list {
+    policy_spec v[LIST_MAX];
+    size_t n;
+} policy_list;
+
+/* What was written, comma-separated and possibly several times; the default where nothing was.  On failure *why holds what is wrong.  Whether a name is known is for
+ * the library to say. */
+bool policies_parse(policy_list *out, const word_list *written, char *why, size_t cap);
+/* Sets what spec says in *params. */
+void policy_apply(const policy_spec *spec, spw_session_params *params);
+/* Whether the library takes every one of them; params says the rest.  *err holds its own words. */
+bool policies_check(const policy_list *list, spw_engine *e, const spw_session_params *params, spw_err *err);
+
+#endif
