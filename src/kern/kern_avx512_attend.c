@@ -187,10 +187,14 @@ KERN_INLINE void attend_queries(tile_step st, const row_form form)
 {
     size_t q = 0, n_q = st.a->n_q;
     bool asks = form != ROWS_F32 && st.next;
-    if (asks && n_q >= KERN_GROUP + 2) {
+    if (asks && n_q == 6) { /* twice three is a tenth faster than four and two */
+        attend_group(&st, 0, 3, form, ASK_HALF);
+        attend_group(&st, 3, 3, form, ASK_HALF);
+        return;
+    }
+    if (asks && n_q > KERN_GROUP + 2) {
         attend_group(&st, 0, KERN_GROUP, form, ASK_HALF);
-        if (n_q == KERN_GROUP + 2) attend_group(&st, KERN_GROUP, 2, form, ASK_HALF);
-        else if (n_q == KERN_GROUP + 3) attend_group(&st, KERN_GROUP, 3, form, ASK_HALF);
+        if (n_q == KERN_GROUP + 3) attend_group(&st, KERN_GROUP, 3, form, ASK_HALF);
         else attend_group(&st, KERN_GROUP, KERN_GROUP, form, ASK_HALF);
         q = kern_min_size(n_q, 2 * KERN_GROUP);
     } else if (asks && n_q >= KERN_GROUP) {
