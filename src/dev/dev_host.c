@@ -176,6 +176,13 @@ static void norm_rows(const row_job *j, size_t from, size_t to)
     for (size_t r = from; r < to; r++) j->h->kern->rms_norm(j->x + r * j->n, (const float *)(const void *)j->w->data, j->n, j->eps, j->out + r * j->n);
 }
 
+static void host_expect(dev *d, const dev_weight *w)
+{
+    enum { LINE = 64, MOST = 16 << 10 };
+    (void)d;
+    for (size_t at = 0; at < w->row_bytes && at < MOST; at += LINE) __builtin_prefetch(w->data + at, 0, 2);
+}
+
 static void host_rms_norm(dev *d, const dev_buf *x, const dev_weight *w, size_t n_rows, float eps, dev_buf *out)
 {
     run_rows(d, &(row_job){.run = norm_rows, .n_rows = n_rows, .n = w->cols, .x = x->data, .w = w, .eps = eps, .out = out->data});
@@ -361,7 +368,7 @@ static void host_free(dev *d)
 static const dev_ops host_ops = {
     .name = "host", .free = host_free, .buf_create = host_buf_create, .buf_free = host_buf_free, .view = host_view, .stage = host_stage,
     .commit = host_commit, .weight_create = host_weight_create, .weight_free = host_weight_free, .embed = host_embed, .gather = host_gather,
-    .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
+    .expect = host_expect, .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
 };
 
 dev_repacked dev_host_repacked(const dev *d)

@@ -72,6 +72,8 @@ typedef struct dev_ops {
     /* out[row] = x[rows[row]], n floats each; rows in host memory */
     void (*gather)(dev *d, const dev_buf *x, const uint32_t *rows, size_t n_rows, size_t n, dev_buf *out);
     /* out = RMS norm of each row times w; out may be x */
+    /* A norm's weight will be read soon, by this thread: between two uses all other weights have passed through the caches.  Changes nothing. */
+    void (*expect)(dev *d, const dev_weight *w);
     void (*rms_norm)(dev *d, const dev_buf *x, const dev_weight *w, size_t n_rows, float eps, dev_buf *out);
     /* several products of the same input rows */
     void (*matmul)(dev *d, const dev_buf *x, size_t n_rows, const dev_product *products, size_t n_products);

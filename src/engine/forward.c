@@ -72,7 +72,8 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     return SPW_OK;
 }
 
-static void feed_forward(spw_engine *e, const engine_layer *l, size_t n)
+/* next_norm: what is used after it. */
+static void feed_forward(spw_engine *e, const engine_layer *l, const dev_weight *next_norm, size_t n)
 {
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
@@ -80,6 +81,7 @@ static void feed_forward(spw_engine *e, const engine_layer *l, size_t n)
     d->ops->rms_norm(d, b->x, l->ffn_norm, n, hp->norm_eps, b->h);
     d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->w_gate, .out = b->gate}, {.w = l->w_up, .out = b->up}}, 2);
     d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
+    d->ops->expect(d, next_norm);
     d->ops->matmul(d, b->gate, n, (dev_product[]){{.w = l->w_down, .out = b->h}}, 1);
     d->ops->add(d, b->x, b->h, n * hp->n_embd);
 }
@@ -120,9 +122,10 @@ spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const lo
         bool build = i == 0 || !is_static || hp->layer_kv[i].n_head_kv != hp->layer_kv[i - 1].n_head_kv;
         spw_status s = attend(e, i, n_rows, n_total, build, reads, err);
         if (s) return s;
+        d->ops->expect(d, l->ffn_norm);
         d->ops->matmul(d, b->o, n_total, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
         d->ops->add(d, b->x, b->h, (size_t)n_total * hp->n_embd);
-        feed_forward(e, l, n_total);
+        feed_forward(e, l, i + 1 < hp->n_layer ? e->layers[i + 1].attn_norm : e->output_norm, n_total);
     }
     return output(e, requests, n_requests, err);
 }
