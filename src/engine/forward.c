@@ -41,8 +41,8 @@ static void project(spw_engine *e, const engine_layer *l, size_t n)
     d->ops->rope(d, &r);
 }
 
-/* Writes the rows' keys and values to the store and attends: b->o. */
-static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n, bool build, plan_reads *reads, spw_err *err)
+/* Writes the rows' keys and values to the store and, unless that is all that is wanted, attends: b->o. */
+static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n, bool build, bool only_append, plan_reads *reads, spw_err *err)
 {
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
@@ -54,8 +54,9 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     if (!s) s = view_floats(d, b->v, n * heads_kv * hp->head_dim, &l.v, err);
     if (s) return s;
     size_t o_bytes = n * hp->n_head * hp->head_dim * sizeof(float);
-    l.o = d->ops->stage(d, b->o, o_bytes);
+    if (!only_append) l.o = d->ops->stage(d, b->o, o_bytes);
     exec_append(e->exec, e->rows, n_rows, &l);
+    if (only_append) return SPW_OK;
     if (build) {
         plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .dim = e->dim, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
         s = plan_build(&e->plan, e->rows, n_rows, &shape, err);
@@ -72,22 +73,36 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     return SPW_OK;
 }
 
-/* next_norm: what is used after it. */
-static void feed_forward(spw_engine *e, const engine_layer *l, const dev_weight *next_norm, size_t n)
+/* The layer's rest for n rows of the residual stream x and what they attended to; next_norm: what is used after it. */
+static void finish_layer(spw_engine *e, const engine_layer *l, dev_buf *x, const dev_buf *o, const dev_weight *next_norm, size_t n)
 {
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
-    d->ops->rms_norm(d, b->x, l->ffn_norm, n, hp->norm_eps, b->h);
+    d->ops->expect(d, l->ffn_norm);
+    d->ops->matmul(d, o, n, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
+    d->ops->add(d, x, b->h, n * hp->n_embd);
+    d->ops->rms_norm(d, x, l->ffn_norm, n, hp->norm_eps, b->h);
     d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->w_gate, .out = b->gate}, {.w = l->w_up, .out = b->up}}, 2);
     d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
     d->ops->expect(d, next_norm);
     d->ops->matmul(d, b->gate, n, (dev_product[]){{.w = l->w_down, .out = b->h}}, 1);
-    d->ops->add(d, b->x, b->h, n * hp->n_embd);
+    d->ops->add(d, x, b->h, n * hp->n_embd);
 }
 
-/* Logits of the requested rows, LOGIT_ROWS at a time. */
-static spw_status output(spw_engine *e, const logit_request *requests, size_t n_requests, spw_err *err)
+/* The requests' rows of x, and of what they attended to, one after the other: into logit_x and q. */
+static void narrow(spw_engine *e, const logit_request *requests, size_t n)
+{
+    const model_hparams *hp = &e->model->hp;
+    const engine_bufs *b = &e->bufs;
+    dev *d = e->dev;
+    for (size_t i = 0; i < n; i++) e->logit_rows[i] = requests[i].row;
+    d->ops->gather(d, b->x, e->logit_rows, n, hp->n_embd, b->logit_x);
+    d->ops->gather(d, b->o, e->logit_rows, n, (size_t)hp->n_head * hp->head_dim, b->q);
+}
+
+/* Logits of the requested rows, LOGIT_ROWS at a time; narrowed: they are in logit_x already. */
+static spw_status output(spw_engine *e, const logit_request *requests, size_t n_requests, bool narrowed, spw_err *err)
 {
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
@@ -95,7 +110,7 @@ static spw_status output(spw_engine *e, const logit_request *requests, size_t n_
     for (size_t at = 0; at < n_requests; at += LOGIT_ROWS) {
         size_t n = n_requests - at < LOGIT_ROWS ? n_requests - at : (size_t)LOGIT_ROWS;
         for (size_t i = 0; i < n; i++) e->logit_rows[i] = requests[at + i].row;
-        d->ops->gather(d, b->x, e->logit_rows, n, hp->n_embd, b->logit_x);
+        if (!narrowed) d->ops->gather(d, b->x, e->logit_rows, n, hp->n_embd, b->logit_x);
         d->ops->rms_norm(d, b->logit_x, e->output_norm, n, hp->norm_eps, b->logit_x);
         d->ops->matmul(d, b->logit_x, n, (dev_product[]){{.w = e->output, .out = b->logits}}, 1);
         const float *logits;
@@ -106,26 +121,37 @@ static spw_status output(spw_engine *e, const logit_request *requests, size_t n_
     return SPW_OK;
 }
 
+static bool has_decode(const spw_engine *e, size_t n_rows)
+{
+    for (size_t i = 0; i < n_rows; i++)
+        if (e->rows[i].decode) return true;
+    return false;
+}
+
+/* Of the last layer only what somebody asked for is computed: K and V of all rows, the rest for the rows whose logits are wanted. */
 spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const logit_request *requests, size_t n_requests, plan_reads *reads,
                         spw_err *err)
 {
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
-    bool is_static = plan_is_static(e->rows, n_rows);
+    bool is_static = plan_is_static(e->rows, n_rows), narrowed = n_requests < n_total && n_requests <= LOGIT_ROWS;
     fill_angles(e, n_rows);
     d->ops->embed(d, e->token_embd, e->ids, n_total, b->x);
     for (uint32_t i = 0; i < hp->n_layer; i++) {
         const engine_layer *l = &e->layers[i];
+        bool last = i + 1 == hp->n_layer, only_append = last && n_requests == 0 && !has_decode(e, n_rows);
         exec_expect(e->exec, e->rows, n_rows, i, hp->layer_kv[i].n_head_kv);
         project(e, l, n_total);
         bool build = i == 0 || !is_static || hp->layer_kv[i].n_head_kv != hp->layer_kv[i - 1].n_head_kv;
-        spw_status s = attend(e, i, n_rows, n_total, build, reads, err);
+        spw_status s = attend(e, i, n_rows, n_total, build, only_append, reads, err);
         if (s) return s;
-        d->ops->expect(d, l->ffn_norm);
-        d->ops->matmul(d, b->o, n_total, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
-        d->ops->add(d, b->x, b->h, (size_t)n_total * hp->n_embd);
-        feed_forward(e, l, i + 1 < hp->n_layer ? e->layers[i + 1].attn_norm : e->output_norm, n_total);
+        if (last && narrowed) {
+            narrow(e, requests, n_requests);
+            finish_layer(e, l, b->logit_x, b->q, e->output_norm, n_requests);
+        } else {
+            finish_layer(e, l, b->x, b->o, last ? e->output_norm : e->layers[i + 1].attn_norm, n_total);
+        }
     }
-    return output(e, requests, n_requests, err);
+    return output(e, requests, n_requests, narrowed, err);
 }
