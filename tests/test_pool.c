@@ -239,7 +239,7 @@ static void test_absent_are_left_out(void)
     if (system_n_cores() < 2) return; /* with more threads than cores everybody is absent at times */
     bool left_out = false, called_back = false;
     spw_pool *p = make(2);
-    for (int i = 0; i < 20 && !left_out; i++) { /* this thread may have been off its core itself */
+    for (int i = 0; i < 400 && !left_out; i++) { /* this thread may have been off its core itself */
         atomic_int n = 0;
         pool_run_all(p, sleepy_item, NULL);
         pool_run(p, 8, count_item, &n);
