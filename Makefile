@@ -218,10 +218,10 @@ stress:
 	@$(MAKE) test BUILD=$(BUILD)/stress CPPFLAGS='$(CPPFLAGS) -DKV_PAGE_ROWS=4 -DSPW_DEBUG' TESTS='$(filter test_kv% test_store%,$(C_TESTS))'
 
 # The whole suite under the address and undefined-behaviour sanitizers; -O1, or it takes an hour.  test_needle.py is arithmetic on tens of
-# thousands of positions and nothing else: test_engine walks the same code.
+# thousands of positions and nothing else: test_engine walks the same code.  TEST_SANITIZED tells the other scripts to leave out tests that are mostly arithmetic.
 SAN_CFLAGS := -O1 -g -fno-omit-frame-pointer
 asan:
-	@$(MAKE) test BUILD=$(BUILD)/asan CPPFLAGS='$(CPPFLAGS) -DSPW_DEBUG' CFLAGS='$(SAN_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all' \
+	@TEST_SANITIZED=1 $(MAKE) test BUILD=$(BUILD)/asan CPPFLAGS='$(CPPFLAGS) -DSPW_DEBUG' CFLAGS='$(SAN_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all' \
 	  TESTS='$(C_TESTS) $(REPLAYS) $(filter-out test_needle.py,$(PY_TESTS)) $(filter-out $(BUILD_SH_TESTS),$(SH_TESTS))'
 
 tsan:

@@ -194,6 +194,7 @@ def test_resume_takes_nothing_that_differs():
 # ---------------------------------------------------------------------------------------------------- retrieval ----
 
 def test_kv_by_a_needle_model():
+    cli.not_sanitized()
     r = run_json("eval", "kv", "-m", needle(), "--keys", 24, "-n", 3, "--seed", 1, "--policies", "full,window", "--json")
     p = by_policy(r)
     equal((p["full"]["accuracy"], p["full"]["share_read"], p["full"]["n"]), (1, 1, 3))
@@ -203,6 +204,7 @@ def test_kv_by_a_needle_model():
 
 
 def test_multiturn_by_a_needle_model():
+    cli.not_sanitized()
     r = run_json("eval", "multiturn", "-m", needle(), "--keys", 16, "--turns", 3, "-n", 1, "--json")
     equal([(x["policy"], x["turn"], x["accuracy"]) for x in r["rows"] if x["policy"] == "full"], [("full", t, 1) for t in (1, 2, 3)])
     less(by_policy(r)["window"]["accuracy"], 0.5, "window")
@@ -217,6 +219,7 @@ def test_samples_do_not_depend_on_their_number():
 
 
 def test_ruler_fits_its_lengths():
+    cli.not_sanitized()
     path = os.path.join(cli.TMP, "ruler.jsonl")
     flags = ("eval", "ruler", "-m", tiny(), "-c", 1536, "-n", 1, "--policies", "full")
     code, out, err = spillway(*flags, "--resume", path)
