@@ -531,9 +531,11 @@ def test_chat_interrupts_on_a_terminal():
     t.type("\x03")
     at = t.expect(r"\(interrupted\)", 20, start=at)
     at = t.expect("> ", start=at)
+    time.sleep(1)  # the prompt is shown before the line editor has the terminal
     t.type("some words\x03")
     at = t.expect("Ctrl-C again", start=at)
     at = t.expect("> ", start=at)
+    time.sleep(1)
     t.type("\x03")
     equal(t.finish(), 130)
 
