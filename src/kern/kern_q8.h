@@ -104,8 +104,8 @@ static inline q8_ask q8_ask_begin(const q8_walk *w, const kern_tile *t, bool ask
 KERN_INLINE void q8_ask_lines(q8_ask *c, const int n, const kern_hint hint)
 {
     enum { LINE = 64 };
-    if (!c->at) return;
-    KERN_UNROLL for (int i = 0; i < n; i++) {
+    const int lines = c->at ? n : 0;
+    KERN_UNROLL for (int i = 0; i < lines; i++) {
         if (hint == KERN_HINT_T0) __builtin_prefetch(c->at, 0, 3);
         else __builtin_prefetch(c->at, 0, 2);
         c->at += LINE;
