@@ -20,8 +20,9 @@ enum {
     COLS = 2048,
     MATRIX_ROWS = 2048,       /* outputs of a weight that is multiplied by many rows */
     PROMPT_ROWS = 512,
-    MAX_SAMPLES = 64,
 };
+
+#define RECORD_SECONDS 1.0 /* after which no more than the wanted number of samples is taken */
 
 static const char *const no_memory = "benchmark: out of memory";
 
@@ -135,26 +136,15 @@ static double running_time(spw_pool *pool)
     return (double)atomic_load(&c.ns) * 1e-9;
 }
 
-/* One product; clears *clean (may be NULL) when it did not have a core for each thread all the time. */
-static double product_seconds(product *p, bool *clean)
+/* One product; lowers *on_cpu to the share of the time that the threads were running. */
+static double product_seconds(product *p, double *on_cpu)
 {
     double cpu = running_time(p->b->pool), start = measure_clock();
     p->d->ops->matmul(p->d, p->x, p->n_rows, &(dev_product){.w = p->w, .out = p->y}, 1);
     double took = measure_clock() - start;
-    cpu = running_time(p->b->pool) - cpu;
-    if (clean && cpu < MEASURE_ON_CPU * took * pool_n_threads(p->b->pool)) *clean = false;
+    double share = (running_time(p->b->pool) - cpu) / (took * pool_n_threads(p->b->pool));
+    if (share < *on_cpu) *on_cpu = share;
     return took;
-}
-
-typedef struct pair {
-    double raw, rate;
-} pair;
-
-static int by_share(const void *a, const void *b)
-{
-    const pair *x = a, *y = b;
-    double u = x->rate / x->raw, v = y->rate / y->raw;
-    return (u > v) - (u < v);
 }
 
 /* One row: bytes of the weight as in the file, against sequential reading just before and after. */
@@ -165,26 +155,20 @@ static spw_status bench_matvec(measure_bench *b, uint32_t type, spw_err *err)
     if (!quant_bytes(type, COLS, &row_bytes)) return SPW_OK;
     spw_status s = product_open(&p, b, type, VECTOR_BYTES / row_bytes, 1, err);
     if (s) return s;
-    pair good[MAX_SAMPLES], doubtful[MAX_SAMPLES];
-    int n = 0, n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
     spw_bench_record r = {.kernel = "matvec", .type = quant_get(type)->name, .threads = pool_n_threads(b->pool)};
-    double end = measure_clock() + 1;
-    product_seconds(&p, NULL);
-    for (; n < wanted && r.n_samples < MAX_SAMPLES && (r.n_samples < wanted || measure_clock() < end); r.n_samples++) {
+    measure_series series;
+    product_seconds(&p, &(double){1});
+    for (measure_series_begin(&series, b->n_samples, RECORD_SECONDS); measure_series_goes_on(&series);) {
+        measure_sample v = {.on_cpu = 1};
         double before, after, on_cpu;
         bool clean = measure_bracket(b, &before, &on_cpu);
-        pair sample = {.rate = (double)p.bytes / product_seconds(&p, &clean) * 1e-9};
-        if (!measure_bracket(b, &after, &on_cpu)) clean = false;
-        sample.raw = (before + after) / 2;
-        if (clean) good[n++] = sample;
-        else doubtful[n_doubtful++] = sample;
+        v.rate = (double)p.bytes / product_seconds(&p, &v.on_cpu) * 1e-9;
+        v.clean = measure_bracket(b, &after, &on_cpu) && clean && v.on_cpu >= MEASURE_ON_CPU;
+        v.raw = v.roof = (before + after) / 2;
+        measure_series_add(&series, v);
     }
     product_free(&p);
-    r.n_clean = n;
-    pair *from = n ? good : doubtful;
-    n = n ? n : n_doubtful;
-    qsort(from, (size_t)n, sizeof *from, by_share);
-    r.rate = from[n / 2].rate, r.raw_gbps = r.roof = from[n / 2].raw, r.share = r.rate / r.roof;
+    measure_series_record(&series, &r);
     return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
 }
 
@@ -196,28 +180,20 @@ static spw_status bench_matmul(measure_bench *b, uint32_t type, spw_err *err)
     if (s) return s;
     const kern_probe *probe = kern_probe_get(b->kern->isa);
     kern_peak_fn *loop = b->kern->pack_dot[type] && probe->int8 ? probe->int8 : probe->f32;
-    pair good[MAX_SAMPLES], doubtful[MAX_SAMPLES];
-    int n = 0, n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
     spw_bench_record r = {.kernel = "matmul", .type = quant_get(type)->name, .threads = pool_n_threads(b->pool), .is_ops = true};
-    double end = measure_clock() + 1;
-    product_seconds(&p, NULL);
-    double before = measure_peak(b->pool, loop);
-    for (; n < wanted && r.n_samples < MAX_SAMPLES && (r.n_samples < wanted || measure_clock() < end); r.n_samples++) {
-        bool clean = true;
-        pair sample = {.rate = 2.0 * PROMPT_ROWS * MATRIX_ROWS * COLS / product_seconds(&p, &clean) * 1e-9};
-        double after = measure_peak(b->pool, loop);
-        sample.raw = (before + after) / 2;
-        if (clean) good[n++] = sample;
-        else doubtful[n_doubtful++] = sample;
-        before = after;
+    measure_series series;
+    product_seconds(&p, &(double){1});
+    double before = measure_peak(b->pool, loop), after;
+    for (measure_series_begin(&series, b->n_samples, RECORD_SECONDS); measure_series_goes_on(&series); before = after) {
+        measure_sample v = {.on_cpu = 1};
+        v.rate = 2.0 * PROMPT_ROWS * MATRIX_ROWS * COLS / product_seconds(&p, &v.on_cpu) * 1e-9;
+        after = measure_peak(b->pool, loop);
+        v.roof = (before + after) / 2;
+        v.clean = v.on_cpu >= MEASURE_ON_CPU;
+        measure_series_add(&series, v);
     }
     product_free(&p);
-    r.n_clean = n;
-    pair *from = n ? good : doubtful;
-    n = n ? n : n_doubtful;
-    qsort(from, (size_t)n, sizeof *from, by_share);
-    pair at = n == r.n_clean ? from[n / 2] : from[n - 1]; /* with no clean one the fastest was disturbed least */
-    r.rate = at.rate, r.roof = at.raw, r.share = r.rate / r.roof;
+    measure_series_record(&series, &r);
     return b->report(b->ctx, &r) ? SPW_OK : measure_stopped(err);
 }
 

@@ -21,6 +21,28 @@ typedef struct measure_time {
 
 /* Runs units 0 .. n_units-1, which the threads of the pool claim one by one; all of them start together. */
 measure_time measure_run(spw_pool *pool, size_t n_units, pool_fn *fn, void *ctx);
+
+/* What a record is made from: some samples of a kernel, each with its roof of the same milliseconds. */
+typedef struct measure_sample {
+    double rate, roof; /* in the record's unit */
+    double raw;        /* of mere reading, GB/s; 0: none */
+    double on_cpu;     /* as in measure_time, the least of all that was timed for this sample */
+    bool clean;
+} measure_sample;
+enum { MEASURE_MAX_SAMPLES = 64 };
+typedef struct measure_series {
+    measure_sample v[MEASURE_MAX_SAMPLES];
+    int n, n_clean, wanted;
+    double end;
+} measure_series;
+/* wanted clean samples; more than that are taken to find them, but none after so many seconds. */
+void measure_series_begin(measure_series *s, int wanted, double seconds);
+bool measure_series_goes_on(const measure_series *s);
+void measure_series_add(measure_series *s, measure_sample sample);
+/* Rate, roof, raw_gbps, share and counts of the record, from the sample whose share of its roof is the median: of the clean ones, and where there are none of
+ * those that were off their cores least.  Reorders the series, which has at least one sample. */
+void measure_series_record(measure_series *s, spw_bench_record *r);
+
 double measure_clock(void); /* seconds */
 double measure_process_clock(void); /* running time of all threads of the process, seconds */
 double measure_median(double *v, size_t n); /* reorders v; 0 when n is 0 */

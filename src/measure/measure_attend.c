@@ -14,7 +14,6 @@ enum {
     UNIT_CALLS = UNIT_ROWS / KERN_SPAN,
     SAMPLE_BYTES = 16 << 20,   /* rows that a thread reads in a sample */
     L2_SAMPLES = 11, L2_UNITS = 4,
-    MAX_SAMPLES = 64,          /* taken at most for a record */
     Q8_RUN = 128, Q8_SETS = 64, /* rows of bytes that share scales; sets of scales, which stay in the cache: of the store's bytes they are 2 / 128 each, K's and V's */
 };
 
@@ -226,54 +225,27 @@ static double cached_rate(attend_job *j)
     return best;
 }
 
-typedef struct pair {
-    double raw, rate, share;
-    double on_cpu; /* of the passes and the probes around them */
-} pair;
-
-static int by_share(const void *a, const void *b)
-{
-    double x = ((const pair *)a)->share, y = ((const pair *)b)->share;
-    return (x > y) - (x < y);
-}
-
-static int by_on_cpu(const void *a, const void *b)
-{
-    double x = ((const pair *)a)->on_cpu, y = ((const pair *)b)->on_cpu;
-    return (x < y) - (x > y);
-}
-
-/* Pairs of mere reading and attention between two sequential probes.  The record is the pair whose share is the median; where hardly any was clean, of those
- * that were disturbed least. */
+/* Passes of mere reading and of attention, in turns the one first and the other, between two sequential probes. */
 static void sample_decode(attend_job *j, spw_bench_record *r)
 {
     measure_bench *b = j->b;
-    pair pairs[MAX_SAMPLES], doubtful[MAX_SAMPLES], *from = pairs;
-    int n = 0, n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
-    double end = measure_clock() + RECORD_SECONDS, on_cpu_before, on_cpu_after;
+    measure_series series;
+    double on_cpu_before, on_cpu_after;
     bool before = measure_bracket(b, NULL, &on_cpu_before);
-    for (r->n_samples = 0; n < wanted && r->n_samples < MAX_SAMPLES && (r->n_samples < wanted || measure_clock() < end); r->n_samples++) {
-        bool raw_first = r->n_samples % 2 == 0;
-        pair p = {.on_cpu = on_cpu_before};
+    for (measure_series_begin(&series, b->n_samples, RECORD_SECONDS); measure_series_goes_on(&series);) {
+        bool raw_first = series.n % 2 == 0;
+        measure_sample p = {.on_cpu = on_cpu_before};
         if (raw_first) p.raw = pass(j, read_unit, sample_units(j), &p.on_cpu);
         p.rate = pass(j, attend_unit, sample_units(j), &p.on_cpu);
         if (!raw_first) p.raw = pass(j, read_unit, sample_units(j), &p.on_cpu);
         bool after = measure_bracket(b, NULL, &on_cpu_after);
         if (on_cpu_after < p.on_cpu) p.on_cpu = on_cpu_after;
-        p.share = p.rate / (p.raw < r->l2_gbps ? p.raw : r->l2_gbps);
-        if (before && after && p.on_cpu >= MEASURE_ON_CPU) pairs[n++] = p;
-        else doubtful[n_doubtful++] = p;
+        p.roof = p.raw < r->l2_gbps ? p.raw : r->l2_gbps;
+        p.clean = before && after && p.on_cpu >= MEASURE_ON_CPU;
+        measure_series_add(&series, p);
         before = after, on_cpu_before = on_cpu_after;
     }
-    r->n_clean = n;
-    if (n == 0) {
-        qsort(doubtful, (size_t)n_doubtful, sizeof *doubtful, by_on_cpu);
-        from = doubtful, n = n_doubtful < wanted ? n_doubtful : wanted;
-    }
-    qsort(from, (size_t)n, sizeof *from, by_share);
-    pair median = from[n / 2];
-    r->rate = median.rate, r->raw_gbps = median.raw, r->share = median.share;
-    r->roof = median.raw < r->l2_gbps ? median.raw : r->l2_gbps;
+    measure_series_record(&series, r);
 }
 
 spw_status measure_stopped(spw_err *err)

@@ -86,3 +86,46 @@ double measure_median(double *v, size_t n)
     qsort(v, n, sizeof *v, by_value);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
+
+void measure_series_begin(measure_series *s, int wanted, double seconds)
+{
+    s->n = s->n_clean = 0;
+    s->wanted = wanted < MEASURE_MAX_SAMPLES ? wanted : (int)MEASURE_MAX_SAMPLES;
+    s->end = measure_clock() + seconds;
+}
+
+bool measure_series_goes_on(const measure_series *s)
+{
+    return s->n_clean < s->wanted && s->n < MEASURE_MAX_SAMPLES && (s->n < s->wanted || measure_clock() < s->end);
+}
+
+void measure_series_add(measure_series *s, measure_sample sample)
+{
+    s->v[s->n++] = sample;
+    s->n_clean += sample.clean;
+}
+
+/* Clean ones first, then those that were off their cores least. */
+static int by_trust(const void *a, const void *b)
+{
+    const measure_sample *x = a, *y = b;
+    if (x->clean != y->clean) return x->clean ? -1 : 1;
+    return (x->on_cpu < y->on_cpu) - (x->on_cpu > y->on_cpu);
+}
+
+static int by_share(const void *a, const void *b)
+{
+    const measure_sample *x = a, *y = b;
+    double u = x->rate / x->roof, v = y->rate / y->roof;
+    return (u > v) - (u < v);
+}
+
+void measure_series_record(measure_series *s, spw_bench_record *r)
+{
+    int n = s->n_clean ? s->n_clean : s->n < s->wanted ? s->n : s->wanted;
+    qsort(s->v, (size_t)s->n, sizeof *s->v, by_trust);
+    qsort(s->v, (size_t)n, sizeof *s->v, by_share);
+    measure_sample median = s->v[n / 2];
+    r->rate = median.rate, r->roof = median.roof, r->raw_gbps = median.raw, r->share = median.rate / median.roof;
+    r->n_samples = s->n, r->n_clean = s->n_clean;
+}

@@ -1,9 +1,6 @@
 /* measure_select.c - benchmarks of what choosing costs: scores of digests, read from memory, and the k largest of many scores.
  *
  * Digests are rows of 2 * head_dim halves, one per block: the least and the largest keys of a block take that much. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "measure.h"
 #include "mem.h"
 
@@ -11,7 +8,6 @@ enum {
     UNIT_BYTES = 512 << 10,   /* of digests in a work unit */
     SAMPLE_UNITS = 32,        /* units of a sample and thread: 16 MiB */
     CACHED_ROWS = 256,        /* of a pass over digests that stay in L2 */
-    MAX_SAMPLES = 64,
     TOP_N = 8192, TOP_RUNS = 65,
 };
 
@@ -108,38 +104,22 @@ static double cached_rate(score_job *j)
     return best;
 }
 
-typedef struct pair {
-    double raw, rate, share;
-} pair;
-
-static int by_share(const void *a, const void *b)
-{
-    double x = ((const pair *)a)->share, y = ((const pair *)b)->share;
-    return (x > y) - (x < y);
-}
-
-/* Pairs of mere reading and scoring between two sequential probes: the one whose share is the median, of the clean ones if there are any. */
-static void sample(score_job *j, spw_bench_record *r)
+/* Passes of mere reading and of scoring between two sequential probes. */
+static void sample_scores(score_job *j, spw_bench_record *r)
 {
     measure_bench *b = j->b;
-    pair clean[MAX_SAMPLES], doubtful[MAX_SAMPLES];
-    int n_doubtful = 0, wanted = b->n_samples < MAX_SAMPLES ? b->n_samples : MAX_SAMPLES;
-    double end = measure_clock() + RECORD_SECONDS, on_cpu;
-    for (r->n_samples = 0; r->n_clean < wanted && r->n_samples < MAX_SAMPLES && (r->n_samples < wanted || measure_clock() < end); r->n_samples++) {
-        double during = 1;
-        bool good = measure_bracket(b, NULL, &on_cpu);
-        pair p = {.raw = pass(j, read_unit, &during)};
-        p.rate = pass(j, score_unit, &during);
-        good = measure_bracket(b, NULL, &on_cpu) && good && during >= MEASURE_ON_CPU;
-        p.share = p.rate / (p.raw < r->l2_gbps ? p.raw : r->l2_gbps);
-        if (good) clean[r->n_clean++] = p;
-        else doubtful[n_doubtful++] = p;
+    measure_series series;
+    for (measure_series_begin(&series, b->n_samples, RECORD_SECONDS); measure_series_goes_on(&series);) {
+        measure_sample p = {.on_cpu = 1};
+        double on_cpu;
+        bool before = measure_bracket(b, NULL, &on_cpu);
+        p.raw = pass(j, read_unit, &p.on_cpu);
+        p.rate = pass(j, score_unit, &p.on_cpu);
+        p.clean = measure_bracket(b, NULL, &on_cpu) && before && p.on_cpu >= MEASURE_ON_CPU;
+        p.roof = p.raw < r->l2_gbps ? p.raw : r->l2_gbps;
+        measure_series_add(&series, p);
     }
-    pair *from = r->n_clean ? clean : doubtful;
-    int n = r->n_clean ? r->n_clean : n_doubtful;
-    qsort(from, (size_t)n, sizeof *from, by_share);
-    r->rate = from[n / 2].rate, r->raw_gbps = from[n / 2].raw, r->share = from[n / 2].share;
-    r->roof = r->raw_gbps < r->l2_gbps ? r->raw_gbps : r->l2_gbps;
+    measure_series_record(&series, r);
 }
 
 spw_status measure_digest_score(measure_bench *b, uint32_t dim, spw_err *err)
@@ -153,7 +133,7 @@ spw_status measure_digest_score(measure_bench *b, uint32_t dim, spw_err *err)
         spw_bench_record r = {.kernel = "digest_score", .type = "f16", .g = groups[i], .head_dim = dim, .threads = threads};
         r.l2_gbps = cached_rate(&j);
         r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads); /* 2 bytes and 2 operations per element and query */
-        sample(&j, &r);
+        sample_scores(&j, &r);
         job_free(&j);
         if (!b->report(b->ctx, &r)) return measure_stopped(err);
     }

@@ -1,11 +1,14 @@
 /* exec.c - workers take the items of a plan (exec.h).
  *
- * A prompt item and the decode items of the same row compute the same partials over the same spans and merge them in the same order, so the bits agree. */
+ * A prompt item and the decode items of the same row compute the same partials over the same spans and merge them in the same order, so the bits agree; unless a prompt takes
+ * the pages before its own by many_tile (kern.h), which is a function of the row's position alone. */
 #include "exec.h"
 
 #include <string.h>
 
 #include "mem.h"
+
+_Static_assert(KV_PAGE_ROWS <= KERN_MANY, "a page is one tile of many_tile");
 
 enum { APPEND_ROWS = 16 }; /* rows that one append item converts */
 

@@ -5,8 +5,8 @@
  * merged in ascending order of positions afterwards.
  *
  * Both cut positions at the same places (plan_cut: multiples of KERN_SPAN, the border from which on a row sees its own page as it was written, and the
- * ends of chosen ranges), which is what makes a row's bits independent of whether it was evaluated alone or in a block.  All rows of a prompt item have
- * one border. */
+ * ends of chosen ranges), which is what makes a row's bits independent of whether it was evaluated alone or in a block.  All rows of a prompt item lie in one
+ * page, so they have one border. */
 #ifndef SPW_PLAN_H
 #define SPW_PLAN_H
 
