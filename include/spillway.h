@@ -239,11 +239,26 @@ spw_status spw_file_memory(const spw_file *f, uint64_t n_pos, const spw_engine_p
 
 typedef struct spw_session spw_session;
 
+/* How the policy `adaptive` decides how many positions a KV group reads (docs/FIDELITY.md compares them). */
+typedef enum spw_kv_rule {
+    SPW_KV_FLAT = 0,  /* kv_budget of the middle, alike for all */
+    SPW_KV_THRESHOLD, /* positions with more than kv_threshold of the group's mean attention, as estimated, and a floor */
+    SPW_KV_TOP_P,     /* until every head has left out at most kv_threshold of its attention, as estimated */
+    SPW_KV_ERROR,     /* until the error of every head's output, as estimated, is below kv_error of the layer's largest output */
+} spw_kv_rule;
+
 typedef struct spw_session_params {
     uint64_t n_ctx;        /* positions at most; 0: the trained context.  Reserves address space, not memory */
-    const char *kv_policy; /* "full" (default when NULL) or "window" */
+    const char *kv_policy; /* a name of spw_kv_policies; "full" when NULL.  Or several by layer: "adaptive,0-1=full" */
     uint32_t kv_sink;      /* first positions that are always attended; default 64 */
     uint32_t kv_window;    /* newest positions that are always attended, at least 1; default 256 */
+    double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default */
+    uint32_t kv_block;     /* adjacent positions that are chosen together: 1, 16, 32, 64 or 128; default 0: the policy's default */
+    spw_kv_rule kv_rule;
+    double kv_threshold;   /* below 1; 0: the rule's default */
+    double kv_error;       /* below 1; 0: the rule's default */
+    double kv_beta;        /* hgca keeps positions of at least kv_beta / n of the attention; 0 keeps everything; default 1 */
+    uint64_t sparse_min_ctx; /* contexts shorter than this are read whole; default 2048 */
 } spw_session_params;
 
 spw_session_params spw_session_default_params(void);
@@ -306,6 +321,40 @@ typedef struct spw_session_stats {
     uint64_t read_rows_bytes; /* of these, rows alone */
 } spw_session_stats;
 spw_session_stats spw_session_get_stats(const spw_session *s);
+/* Adjacent positions. */
+typedef struct spw_range {
+    uint64_t first, n;
+} spw_range;
+
+/* What some query heads of a KV group attended to.  A head attends to all sets that name it. */
+typedef struct spw_observed_set {
+    uint32_t q_first, n_q;      /* query heads, counted in the group */
+    const spw_range *ranges;    /* ascending */
+    size_t n_ranges;
+    const uint32_t *positions;  /* further single positions, ascending */
+    size_t n_positions;
+} spw_observed_set;
+
+typedef struct spw_observed_head { /* one KV head */
+    const spw_observed_set *sets;
+    size_t n_sets;
+    uint64_t middle_bytes, row_bytes, side_bytes; /* between sink and window: of all rows; of rows that were read; of index or digests that were read */
+} spw_observed_head;
+
+/* What one generated row attended to in one layer. */
+typedef struct spw_observation {
+    uint64_t pos; /* of the row */
+    uint32_t layer, n_head, n_head_kv;
+    const spw_observed_head *heads; /* n_head_kv */
+    const float *mass_estimate;     /* n_head: share of a head's attention to the middle that was read, as the policy estimates it; negative: no estimate */
+    const float *mass;              /* n_head: true share of a head's attention that was read; NULL unless truth was asked for */
+    const float *output_error;      /* n_head: |output - dense output| / |dense output|; NULL likewise */
+} spw_observation;
+
+/* Called for every layer of every generated row, on the thread that evaluates; must not call into the engine. */
+typedef void spw_observe_fn(void *ctx, const spw_observation *o);
+/* Watches a session from now on; NULL: no longer.  truth: every layer attends to everything as well, from the same hidden states, and is compared; slow.  Results do not change. */
+void spw_session_observe(spw_session *s, spw_observe_fn *observe, void *ctx, bool truth);
 /* Asserts the invariants of the engine's KV store; SPW_E_FORMAT names the first that does not hold.  Slow. */
 spw_status spw_engine_check(spw_engine *e, spw_err *err);
 

@@ -1,7 +1,12 @@
 /* test_plan.c - policies and plans: what is chosen, what is read, and that every position of a choice is in exactly one item. */
+#include <math.h>
+
 #include "mem.h"
 #include "plan.h"
 #include "test.h"
+
+static spw_pool *pool;
+static const kern_table *kern;
 
 static kv_store *new_store(uint32_t n_head_kv, kv_type type)
 {
@@ -9,40 +14,6 @@ static kv_store *new_store(uint32_t n_head_kv, kv_type type)
     kv_store *st = NULL;
     CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = 1, .n_head_kv = &n_head_kv, .dim = 16}, &err), err);
     return st;
-}
-
-/* Every policy of the table, random lengths, sinks and windows: ascending, in range, sink and window inside. */
-static void test_policies_keep_sink_and_window(void)
-{
-    spw_err err;
-    uint64_t seed = 3;
-    for (size_t i = 0; policy_at(i); i++) {
-        CHECK(policy_find(policy_at(i)->name) == policy_at(i));
-        CHECK_HAS(spw_kv_policies(), policy_at(i)->name);
-        for (int round = 0; round < 2000; round++) {
-            policy p;
-            policy_params pp = {.n_layer = 1, .sink = (uint32_t)(test_rand(&seed) % 70), .window = 1 + (uint32_t)(test_rand(&seed) % 300)};
-            CHECK_OK(policy_init(&p, policy_at(i)->name, &pp, &err), err);
-            uint64_t n_pos = 1 + test_rand(&seed) % 1000;
-            policy_choice c = {0};
-            CHECK_OK(p.ops->select(p.state, &p.params, &(policy_query){.n_pos = n_pos, .n_q = 1}, &c, &err), err);
-            static bool chosen[1001];
-            memset(chosen, 0, sizeof chosen);
-            uint64_t end = 0;
-            for (size_t r = 0; r < c.n; r++) {
-                CHECK(c.ranges[r].n > 0 && (r == 0 || c.ranges[r].first > end));
-                end = c.ranges[r].first + c.ranges[r].n;
-                CHECK(end <= n_pos);
-                for (uint64_t pos = c.ranges[r].first; pos < end && pos < 1000; pos++) chosen[pos] = true;
-            }
-            for (uint64_t pos = 0; pos < n_pos; pos++) {
-                if (pos < pp.sink || pos + pp.window >= n_pos) CHECK(chosen[pos]);
-                else CHECK_INT(chosen[pos], !strcmp(p.ops->name, "full"));
-            }
-            policy_choice_free(&c);
-            policy_done(&p);
-        }
-    }
 }
 
 static void test_bad_policies(void)
@@ -53,8 +24,67 @@ static void test_bad_policies(void)
     CHECK_INT(policy_init(&p, "magic", &pp, &err), SPW_E_ARG);
     CHECK_HAS(err.msg, "magic");
     CHECK_HAS(err.msg, "full, window");
-    pp.window = 0;
-    CHECK_INT(policy_init(&p, "full", &pp, &err), SPW_E_ARG);
+    const policy_params bad[] = {{.window = 0}, {.window = 1, .block = 24}, {.window = 1, .budget = 7.5}, {.window = 1, .budget = NAN}, {.window = 1, .threshold = 1},
+                                 {.window = 1, .error = -1}, {.window = 1, .beta = -0.5}, {.window = 1, .beta = INFINITY}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK_INT(policy_init(&p, "full", &bad[i], &err), SPW_E_ARG);
+}
+
+/* Which policy each layer has; specs that make no sense. */
+static void test_layers(void)
+{
+    spw_err err;
+    const uint32_t heads[6] = {1, 1, 1, 1, 1, 1};
+    policy_params pp = {.n_layer = 6, .n_head_kv = heads, .group = 1, .dim = 16, .window = 1};
+    const struct {
+        const char *spec, *names[6];
+    } good[] = {
+        {"window", {"window", "window", "window", "window", "window", "window"}},
+        {"2=window", {"full", "full", "window", "full", "full", "full"}},
+        {"0-1=full,window", {"full", "full", "window", "window", "window", "window"}},
+        {"window,1-4=full,3=window", {"window", "full", "full", "window", "full", "window"}},
+    };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        policy_layers l, copy;
+        CHECK_OK(policy_layers_init(&l, good[i].spec, &pp, &err), err);
+        CHECK_OK(policy_layers_fork(&copy, &l, &err), err);
+        for (uint32_t j = 0; j < 6; j++) {
+            CHECK_STR(policy_of_layer(&l, j)->ops->name, good[i].names[j]);
+            CHECK(policy_of_layer(&copy, j)->ops == policy_of_layer(&l, j)->ops);
+        }
+        policy_layers_done(&l);
+        policy_layers_done(&copy);
+    }
+    const char *bad[] = {"", "window,", "6=full", "0-6=full", "3-2=full", "a=full", "1-=full", "=full", "1=", "1=magic", "0-5=window=full", "99999999999999999999=full"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        policy_layers l;
+        CHECK_INT(policy_layers_init(&l, bad[i], &pp, &err), SPW_E_ARG);
+    }
+}
+
+/* A choice of several sets counts what they hold together, once. */
+static void test_choice_rows(void)
+{
+    spw_err err;
+    policy_choice c = {0};
+    uint64_t n;
+    const uint32_t copied[] = {3, 50, 51};
+    CHECK_OK(policy_choice_reset(&c, 4, &err), err);
+    CHECK_OK(policy_choice_add(&c, 0, 10, &err), err);
+    CHECK_OK(policy_choice_add(&c, 10, 5, &err), err);
+    CHECK_INT(c.n, 1);
+    CHECK_OK(policy_choice_rows(&c, 4, 100, &n, &err), err);
+    CHECK_INT(n, 11);
+    CHECK_OK(policy_choice_set(&c, 1, 2, &err), err);
+    CHECK_OK(policy_choice_add(&c, 12, 8, &err), err);
+    CHECK_OK(policy_choice_add(&c, 40, 2, &err), err);
+    CHECK_OK(policy_choice_set(&c, 3, 1, &err), err);
+    c.sets[2].positions = copied;
+    c.sets[2].n_rows = 3;
+    CHECK_OK(policy_choice_rows(&c, 4, 100, &n, &err), err);
+    CHECK_INT(n, 16 + 2 + 2);
+    CHECK_OK(policy_choice_rows(&c, 0, 51, &n, &err), err);
+    CHECK_INT(n, 20 + 2 + 1);
+    policy_choice_free(&c);
 }
 
 /* No item mixes rows that are seen sealed with rows that are not; the rows of a prompt block see the same ones sealed. */
@@ -65,7 +95,8 @@ static void check_borders(const plan *p, const plan_rows *rows)
         const plan_rows *r = &rows[it->rows];
         uint64_t first = r->first_pos + it->first_row, border = kv_border(r->seq, first);
         if (it->kind == PLAN_PROMPT) CHECK(kv_border(r->seq, first + it->n - 1) == border);
-        else CHECK(it->first_pos >= border || it->first_pos + it->n <= border);
+        else if (it->kind == PLAN_SPAN) CHECK(it->first_pos >= border || it->first_pos + it->n <= border);
+        else CHECK(it->ranges[0].first >= border || it->ranges[it->n_ranges - 1].first + it->ranges[it->n_ranges - 1].n <= border);
     }
 }
 
@@ -79,24 +110,30 @@ static void check_plan(const plan *p, const plan_rows *rows, size_t n_rows, uint
                 const plan_item *it = &p->items[k];
                 if (it->rows != i || it->head != h) continue;
                 if (it->kind == PLAN_PROMPT) covered += it->n;
-                else CHECK(it->n >= 1 && it->n <= KERN_SPAN && it->first_pos / KERN_SPAN == (it->first_pos + it->n - 1) / KERN_SPAN);
+                else CHECK(it->n >= 1 && it->n <= KERN_SPAN);
+                if (it->kind == PLAN_SPAN) CHECK(it->first_pos / KERN_SPAN == (it->first_pos + it->n - 1) / KERN_SPAN);
             }
             if (!rows[i].decode) CHECK_INT(covered, rows[i].n_rows);
-            for (size_t m = 0; m < p->n_merges; m++) {
-                if (p->merges[m].rows != i || p->merges[m].head != h) continue;
-                for (uint32_t part = 0; part < p->merges[m].n_partials; part++) {
-                    for (size_t k = 0; k < p->n_items; k++) {
-                        const plan_item *it = &p->items[k];
-                        if (it->kind != PLAN_DECODE || it->partial != p->merges[m].first_partial + part) continue;
-                        CHECK(it->rows == i && it->head == h && it->first_pos >= next);
-                        next = it->first_pos + it->n;
-                        covered += it->n;
+            for (size_t m = 0; m < p->n_parts; m++) {
+                const plan_merge *merge = &p->merges[m];
+                if (merge->rows != i || merge->head != h) continue;
+                for (size_t k = merge->first_item; k < merge->first_item + merge->n_items; k++) {
+                    const plan_item *it = &p->items[k];
+                    CHECK(it->rows == i && it->head == h);
+                    policy_range one = {it->first_pos, it->n};
+                    size_t n_ranges = it->kind == PLAN_GATHER ? it->n_ranges : 1;
+                    for (size_t r = 0; r < n_ranges; r++) {
+                        policy_range range = it->kind == PLAN_GATHER ? it->ranges[r] : one;
+                        CHECK(range.first >= next);
+                        next = range.first + range.n;
+                        covered += range.n;
                     }
                 }
             }
             if (rows[i].decode) {
-                uint64_t n_pos = rows[i].first_pos + 1, middle = policy_middle(&rows[i].policy->params, n_pos);
-                CHECK_INT(covered, !strcmp(rows[i].policy->ops->name, "full") ? n_pos : n_pos - middle);
+                const policy *pol = policy_of_layer(rows[i].policies, 0);
+                uint64_t n_pos = rows[i].first_pos + 1, middle = policy_middle(&pol->params, n_pos);
+                CHECK_INT(covered, !strcmp(pol->ops->name, "full") ? n_pos : n_pos - middle);
             }
         }
     }
@@ -106,10 +143,10 @@ static void run_plans(kv_type type)
 {
     spw_err err;
     kv_store *st = new_store(3, type);
-    policy full, window;
+    policy_layers full, window;
     policy_params pp = {.n_layer = 1, .sink = 64, .window = 256};
-    CHECK_OK(policy_init(&full, "full", &pp, &err), err);
-    CHECK_OK(policy_init(&window, "window", &pp, &err), err);
+    CHECK_OK(policy_layers_init(&full, "full", &pp, &err), err);
+    CHECK_OK(policy_layers_init(&window, "window", &pp, &err), err);
     kv_seq *s[3];
     for (int i = 0; i < 3; i++) {
         CHECK_OK(kv_seq_create(&s[i], st, 5000, &err), err);
@@ -123,10 +160,10 @@ static void run_plans(kv_type type)
         for (uint32_t i = 0; i < 3; i++) {
             bool decode = test_rand(&seed) % 2;
             uint32_t n = decode ? 1 : 1 + (uint32_t)(test_rand(&seed) % 300);
-            rows[i] = (plan_rows){.seq = s[i], .policy = i % 2 ? &window : &full, .first_pos = test_rand(&seed) % 4000, .first_row = row, .n_rows = n, .decode = decode};
+            rows[i] = (plan_rows){.seq = s[i], .policies = i % 2 ? &window : &full, .first_pos = test_rand(&seed) % 4000, .first_row = row, .n_rows = n, .decode = decode};
             row += n;
         }
-        CHECK_OK(plan_build(&p, rows, 3, &(plan_shape){.n_head_kv = 3, .group = 1 + (uint32_t)(test_rand(&seed) % 16)}, &err), err);
+        CHECK_OK(plan_build(&p, rows, 3, &(plan_shape){.n_head_kv = 3, .group = 1 + (uint32_t)(test_rand(&seed) % 16)}, pool, kern, &err), err);
         check_plan(&p, rows, 3, 3);
         check_borders(&p, rows);
         for (int i = 0; i < 3; i++) {
@@ -137,6 +174,8 @@ static void run_plans(kv_type type)
         if (test_bad) break;
     }
     plan_free(&p);
+    policy_layers_done(&full);
+    policy_layers_done(&window);
     for (int i = 0; i < 3; i++) kv_seq_free(s[i]);
     kv_store_free(st);
 }
@@ -168,7 +207,7 @@ static void test_longest_first(void)
     CHECK_OK(kv_seq_reserve(s, 1000, &err), err);
     plan p = {0};
     plan_rows rows = {.seq = s, .first_pos = 0, .n_rows = 512};
-    CHECK_OK(plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 1, .group = 4}, &err), err);
+    CHECK_OK(plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 1, .group = 4}, pool, kern, &err), err);
     for (size_t i = 1; i < p.n_items; i++) CHECK(p.items[i].first_row < p.items[i - 1].first_row);
     plan_free(&p);
     kv_seq_free(s);
@@ -180,18 +219,18 @@ static void test_failing_allocator(void)
     spw_err err;
     kv_store *st = new_store(2, KV_F16);
     kv_seq *s = NULL;
-    policy full;
+    policy_layers full;
     policy_params pp = {.n_layer = 1, .sink = 4, .window = 4};
-    CHECK_OK(policy_init(&full, "full", &pp, &err), err);
+    CHECK_OK(policy_layers_init(&full, "full", &pp, &err), err);
     CHECK_OK(kv_seq_create(&s, st, 100000, &err), err);
     CHECK_OK(kv_seq_reserve(s, 100000, &err), err);
-    plan_rows rows = {.seq = s, .policy = &full, .first_pos = 99999, .n_rows = 1, .decode = true};
+    plan_rows rows = {.seq = s, .policies = &full, .first_pos = 99999, .n_rows = 1, .decode = true};
     size_t before = mem_in_use();
     int refused = 0;
     for (long n = 0; n < 40; n++) {
         plan p = {0};
         mem_fail_after(n, true);
-        spw_status status = plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 2, .group = 1}, &err);
+        spw_status status = plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 2, .group = 1}, pool, kern, &err);
         mem_fail_after(-1, false);
         if (status) {
             CHECK_INT(status, SPW_E_NOMEM);
@@ -201,17 +240,23 @@ static void test_failing_allocator(void)
     }
     CHECK(refused > 3 && refused < 40);
     CHECK_INT(mem_in_use(), before);
+    policy_layers_done(&full);
     kv_seq_free(s);
     kv_store_free(st);
 }
 
 int main(void)
 {
-    RUN(test_policies_keep_sink_and_window);
+    spw_err err;
+    CHECK_OK(pool_create(&pool, 2, &err), err);
+    CHECK_OK(kern_select(&kern, &err), err);
     RUN(test_bad_policies);
+    RUN(test_layers);
+    RUN(test_choice_rows);
     RUN(test_plans);
     RUN(test_cuts);
     RUN(test_longest_first);
     RUN(test_failing_allocator);
+    pool_free(pool);
     return test_done();
 }

@@ -130,12 +130,10 @@ static kv_type store_type(const spw_engine_params *p)
 static spw_status open_store(spw_engine *e, const spw_engine_params *p, spw_err *err)
 {
     const model_hparams *hp = &e->model->hp;
-    uint32_t *heads = mem_calloc(hp->n_layer, sizeof *heads);
-    if (!heads) return spw_fail(err, SPW_E_NOMEM, "engine: out of memory for %u layers", hp->n_layer);
-    for (uint32_t i = 0; i < hp->n_layer; i++) heads[i] = hp->layer_kv[i].n_head_kv;
-    spw_status s = kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = heads, .dim = e->dim, .type = store_type(p), .numa = pool_numa(e->pool)}, err);
-    mem_free(heads);
-    return s;
+    e->n_head_kv = mem_calloc(hp->n_layer, sizeof *e->n_head_kv);
+    if (!e->n_head_kv) return spw_fail(err, SPW_E_NOMEM, "engine: out of memory for %u layers", hp->n_layer);
+    for (uint32_t i = 0; i < hp->n_layer; i++) e->n_head_kv[i] = hp->layer_kv[i].n_head_kv;
+    return kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = e->n_head_kv, .dim = e->dim, .type = store_type(p), .numa = pool_numa(e->pool)}, err);
 }
 
 /* All weights or none: what a result's bits are must not depend on which weight came before memory ran short. */
@@ -215,6 +213,8 @@ void spw_engine_close(spw_engine *e)
     exec_free(e->exec);
     kv_store_free(e->store);
     plan_free(&e->plan);
+    observe_free(e);
+    mem_free(e->n_head_kv);
     if (e->dev) {
         for (size_t i = 0; i < N_BUFS; i++) e->dev->ops->buf_free(e->dev, *buf_at(&e->bufs, i));
         free_weights(e);

@@ -4,6 +4,7 @@
  *   session.c   timelines: create, fork, truncate, statistics, the one-session calls
  *   step.c      the primitive: cuts the work of several sessions into passes of at most n_batch rows
  *   forward.c   one pass: embedding, layers, logits
+ *   observe.c   what generated rows attended to, for those who ask
  *   fill.c      positions of made-up K and V, for benchmarks */
 #ifndef SPW_ENGINE_PRIVATE_H
 #define SPW_ENGINE_PRIVATE_H
@@ -39,6 +40,21 @@ typedef struct logit_request {
     float *out; /* n_vocab floats */
 } logit_request;
 
+/* What observed rows would have attended to: everything. */
+typedef struct observer {
+    policy_layers full;
+    plan_rows *rows; /* the observed ones of a pass */
+    size_t cap_rows;
+    plan plan;
+    float *o;        /* [row][n_head][head_dim] */
+    float *lse, *dense_lse; /* of the parts of both plans */
+    size_t cap_o, cap_lse, cap_dense_lse;
+    float *mass, *error, *estimate; /* n_head each, one allocation */
+    spw_observed_head *heads;       /* n_head_kv */
+    spw_observed_set *sets;
+    size_t cap_sets;
+} observer;
+
 /* How far one item of a step has come. */
 typedef struct step_progress {
     uint64_t start; /* session's length before the step */
@@ -69,9 +85,12 @@ struct spw_engine {
     float *cos_sin;       /* [row][n_pairs][2] */
     uint32_t *logit_rows; /* LOGIT_ROWS */
     plan plan;
+    observer observer;
+    uint32_t *n_head_kv;  /* per layer */
     /* scratch of a step of at most cap_work items, grown by step.c; reads are those of the running pass, and n_batch + cap_work requests */
     size_t cap_work;
     plan_rows *rows;
+    spw_session **row_sessions; /* whose they are */
     step_progress *progress;
     plan_reads *reads;
     logit_request *requests;
@@ -81,16 +100,25 @@ struct spw_engine {
 struct spw_session {
     spw_engine *engine;
     kv_seq *seq;
-    policy policy;
+    policy_layers policies;
+    spw_observe_fn *observe; /* NULL: nobody watches */
+    void *observe_ctx;
+    bool observe_truth;
     float *logits;      /* n_vocab, of the last token when has_logits */
     float *next_logits; /* filled by a step, exchanged with logits when it succeeds */
     bool has_logits;
     bool in_step;
-    bool policy_stale; /* the policy has not seen the last prompt or truncation yet */
+    bool policy_stale; /* the policies have not seen the last prompt or truncation yet */
     uint64_t middle_bytes, read_bytes, read_rows_bytes;
 };
 
 void engine_free_step(spw_engine *e);
+
+/* Room for what observing the pass needs. */
+spw_status observe_begin(spw_engine *e, size_t n_rows, uint32_t n_total, spw_err *err);
+/* Tells policies and watchers about a layer that has been attended by e->plan. */
+spw_status observe_layer(spw_engine *e, size_t n_rows, const exec_layer *l, spw_err *err);
+void observe_free(spw_engine *e);
 
 /* One pass: n_total rows, those of n_rows entries of e->rows, ids in e->ids; rows have been reserved in the store, nothing is committed.
  * Adds to each decode session's statistics what it read into reads[i] (n_rows entries). */

@@ -48,7 +48,7 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     uint32_t heads_kv = hp->layer_kv[layer].n_head_kv;
-    exec_layer l = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .head_dim = hp->head_dim};
+    exec_layer l = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .head_dim = hp->head_dim, .lse = e->observer.lse};
     spw_status s = view_floats(d, b->q_rot, n * hp->n_head * e->dim, &l.q, err);
     if (!s) s = view_floats(d, b->k_rot, n * heads_kv * e->dim, &l.k, err);
     if (!s) s = view_floats(d, b->v, n * heads_kv * hp->head_dim, &l.v, err);
@@ -59,10 +59,11 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     if (only_append) return SPW_OK;
     if (build) {
         plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .dim = e->dim, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
-        s = plan_build(&e->plan, e->rows, n_rows, &shape, err);
+        s = plan_build(&e->plan, e->rows, n_rows, &shape, e->pool, e->kern, err);
         if (s) return s;
     }
     s = exec_attend(e->exec, &e->plan, e->rows, &l, err);
+    if (!s) s = observe_layer(e, n_rows, &l, err);
     if (s) return s;
     d->ops->commit(d, b->o, o_bytes);
     for (size_t i = 0; i < n_rows; i++) {
@@ -136,6 +137,8 @@ spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const lo
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     bool is_static = plan_is_static(e->rows, n_rows), narrowed = n_requests < n_total && n_requests <= LOGIT_ROWS;
+    spw_status begun = observe_begin(e, n_rows, n_total, err);
+    if (begun) return begun;
     fill_angles(e, n_rows);
     d->ops->embed(d, e->token_embd, e->ids, n_total, b->x);
     for (uint32_t i = 0; i < hp->n_layer; i++) {

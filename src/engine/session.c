@@ -1,4 +1,5 @@
 /* session.c - timelines (spillway.h): create, fork, truncate, statistics, and the one-session forms of spw_step. */
+#include <stdio.h>
 #include <string.h>
 
 #include "engine_private.h"
@@ -6,7 +7,7 @@
 
 spw_session_params spw_session_default_params(void)
 {
-    return (spw_session_params){.kv_policy = "full", .kv_sink = 64, .kv_window = 256};
+    return (spw_session_params){.kv_policy = "full", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_beta = 1, .sparse_min_ctx = 2048};
 }
 
 /* A session without timeline and policy: what create and fork share. */
@@ -40,10 +41,15 @@ static spw_status check_sliding(const model_hparams *hp, uint64_t n_ctx, spw_err
     return SPW_OK;
 }
 
-static spw_status start_policy(spw_session *s, const spw_session_params *p, spw_err *err)
+static spw_status start_policies(spw_session *s, const spw_session_params *p, spw_err *err)
 {
-    policy_params pp = {.n_layer = s->engine->model->hp.n_layer, .sink = p->kv_sink, .window = p->kv_window};
-    return policy_init(&s->policy, p->kv_policy ? p->kv_policy : "full", &pp, err);
+    static const policy_rule rules[] = {[SPW_KV_FLAT] = POLICY_FLAT, [SPW_KV_THRESHOLD] = POLICY_THRESHOLD, [SPW_KV_TOP_P] = POLICY_TOP_P, [SPW_KV_ERROR] = POLICY_ERROR};
+    const spw_engine *e = s->engine;
+    if ((unsigned)p->kv_rule >= sizeof rules / sizeof *rules) return spw_fail(err, SPW_E_ARG, "KV rule: unknown number %d", (int)p->kv_rule);
+    policy_params pp = {.n_layer = e->model->hp.n_layer, .n_head_kv = e->n_head_kv, .group = e->group, .dim = e->dim, .sink = p->kv_sink, .window = p->kv_window,
+                        .min_ctx = p->sparse_min_ctx, .budget = p->kv_budget, .block = p->kv_block, .rule = rules[p->kv_rule], .threshold = p->kv_threshold,
+                        .error = p->kv_error, .beta = p->kv_beta};
+    return policy_layers_init(&s->policies, p->kv_policy ? p->kv_policy : "full", &pp, err);
 }
 
 spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_session_params *params, spw_err *err)
@@ -53,7 +59,7 @@ spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_sessio
     spw_session *s = NULL;
     spw_status status = check_sliding(&e->model->hp, n_ctx, err);
     if (!status) status = session_alloc(&s, e, err);
-    if (!status) status = start_policy(s, &p, err);
+    if (!status) status = start_policies(s, &p, err);
     if (!status) status = kv_seq_create(&s->seq, e->store, n_ctx, err);
     if (status) {
         spw_session_free(s);
@@ -74,7 +80,7 @@ spw_status spw_session_fork(spw_session **out, const spw_session *from, const sp
     }
     spw_status status = check_sliding(&from->engine->model->hp, n_ctx, err);
     if (!status) status = session_alloc(&s, from->engine, err);
-    if (!status) status = params ? start_policy(s, params, err) : policy_fork(&s->policy, &from->policy, err);
+    if (!status) status = params ? start_policies(s, params, err) : policy_layers_fork(&s->policies, &from->policies, err);
     if (!status) status = kv_seq_fork(&s->seq, from->seq, n_ctx, err);
     if (status) {
         spw_session_free(s);
@@ -91,7 +97,7 @@ void spw_session_free(spw_session *s)
 {
     if (!s) return;
     kv_seq_free(s->seq);
-    policy_done(&s->policy);
+    if (s->policies.v) policy_layers_done(&s->policies);
     mem_free(s->logits);
     mem_free(s->next_logits);
     mem_free(s);
@@ -139,6 +145,16 @@ spw_session_stats spw_session_get_stats(const spw_session *s)
 {
     spw_session_stats st = {.positions = kv_seq_len(s->seq), .kv_bytes = kv_seq_bytes(s->seq), .middle_bytes = s->middle_bytes,
                             .read_bytes = s->read_bytes, .read_rows_bytes = s->read_rows_bytes};
-    strncpy(st.kv_policy, s->policy.ops->name, sizeof st.kv_policy - 1);
+    const policy_layers *l = &s->policies;
+    snprintf(st.kv_policy, sizeof st.kv_policy, "%s", l->v[l->of_layer[0]].ops->name);
+    for (uint32_t i = 0; i < s->engine->model->hp.n_layer; i++)
+        if (l->of_layer[i] != l->of_layer[0]) snprintf(st.kv_policy, sizeof st.kv_policy, "mixed");
     return st;
+}
+
+void spw_session_observe(spw_session *s, spw_observe_fn *observe, void *ctx, bool truth)
+{
+    s->observe = observe;
+    s->observe_ctx = ctx;
+    s->observe_truth = truth;
 }

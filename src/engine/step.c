@@ -44,6 +44,7 @@ static size_t add_requests(logit_request *out, const spw_work *w, size_t done, s
 void engine_free_step(spw_engine *e)
 {
     mem_free(e->rows);
+    mem_free(e->row_sessions);
     mem_free(e->progress);
     mem_free(e->reads);
     mem_free(e->requests);
@@ -55,11 +56,13 @@ static spw_status size_pass(spw_engine *e, size_t n_work, spw_err *err)
     if (n_work <= e->cap_work) return SPW_OK;
     size_t cap = n_work + n_work / 2, n_requests = e->n_batch + cap;
     plan_rows *rows = mem_calloc(cap, sizeof *rows);
+    spw_session **sessions = mem_calloc(cap, sizeof *sessions);
     step_progress *prog = mem_calloc(cap, sizeof *prog);
     plan_reads *reads = mem_calloc(cap, sizeof *reads);
     logit_request *requests = mem_calloc(n_requests, sizeof *requests);
-    if (!rows || !prog || !reads || !requests) {
+    if (!rows || !sessions || !prog || !reads || !requests) {
         mem_free(rows);
+        mem_free(sessions);
         mem_free(prog);
         mem_free(reads);
         mem_free(requests);
@@ -67,6 +70,7 @@ static spw_status size_pass(spw_engine *e, size_t n_work, spw_err *err)
     }
     engine_free_step(e);
     e->rows = rows;
+    e->row_sessions = sessions;
     e->progress = prog;
     e->reads = reads;
     e->requests = requests;
@@ -88,8 +92,9 @@ static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, bool *l
         spw_status opened = kv_seq_open(work[i].session->seq, n, err);
         if (opened) return opened;
         memcpy(e->ids + total, work[i].tokens + prog[i].done, n * sizeof *e->ids);
-        e->rows[n_rows] = (plan_rows){.seq = work[i].session->seq, .policy = &work[i].session->policy, .first_pos = prog[i].start + prog[i].done,
+        e->rows[n_rows] = (plan_rows){.seq = work[i].session->seq, .policies = &work[i].session->policies, .first_pos = prog[i].start + prog[i].done,
                                       .first_row = total, .n_rows = (uint32_t)n, .decode = work[i].kind == SPW_DECODE};
+        e->row_sessions[n_rows] = work[i].session;
         n_requests += add_requests(e->requests + n_requests, &work[i], prog[i].done, n, total, e->model->hp.n_vocab);
         reads[n_rows++] = (plan_reads){0};
         total += (uint32_t)n;
@@ -123,13 +128,18 @@ static void finish_item(spw_work *w, const step_progress *p)
 }
 
 /* Policies are told once that a prompt has been appended (or positions forgotten), before the next generated row. */
-static spw_status begin_policy(const spw_work *w, spw_err *err)
+static spw_status begin_policies(const spw_work *w, spw_err *err)
 {
     spw_session *s = w->session;
     if (w->kind != SPW_DECODE || !s->policy_stale) return SPW_OK;
-    spw_status status = s->policy.ops->begin ? s->policy.ops->begin(s->policy.state, s->seq, err) : SPW_OK;
-    if (!status) s->policy_stale = false;
-    return status;
+    policy_start start = {.seq = s->seq, .kern = s->engine->kern, .pool = s->engine->pool};
+    for (uint32_t i = 0; i < s->policies.n; i++) {
+        policy *p = &s->policies.v[i];
+        spw_status status = p->ops->begin ? p->ops->begin(p->state, &p->params, &start, err) : SPW_OK;
+        if (status) return status;
+    }
+    s->policy_stale = false;
+    return SPW_OK;
 }
 
 spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err)
@@ -149,7 +159,7 @@ spw_status spw_step(spw_engine *e, spw_work *work, size_t n_work, spw_err *err)
     if (s) return s;
     step_progress *prog = e->progress;
     memset(prog, 0, n_work * sizeof *prog);
-    for (size_t i = 0; i < n_work && !s; i++) s = begin_policy(&work[i], err);
+    for (size_t i = 0; i < n_work && !s; i++) s = begin_policies(&work[i], err);
     size_t reserved = 0;
     for (; reserved < n_work && !s; reserved++) {
         prog[reserved].start = kv_seq_len(work[reserved].session->seq);

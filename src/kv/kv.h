@@ -85,6 +85,7 @@ void kv_seq_free(kv_seq *s); /* takes NULL; memory of pages nobody else holds go
 uint64_t kv_seq_len(const kv_seq *s);
 uint64_t kv_seq_n_ctx(const kv_seq *s);
 size_t kv_seq_row_bytes(const kv_seq *s); /* of a row in a page */
+size_t kv_seq_open_row_bytes(const kv_seq *s); /* of a row as it is written */
 uint64_t kv_seq_bytes(const kv_seq *s); /* of its pages, shared ones counted whole, and of its tail and spill */
 /* Makes sure of room for positions len .. len + n - 1 (copying a shared last page); on failure nothing has changed.  SPW_E_FULL beyond n_ctx. */
 spw_status kv_seq_reserve(kv_seq *s, uint64_t n, spw_err *err);

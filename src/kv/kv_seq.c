@@ -78,6 +78,11 @@ size_t kv_seq_row_bytes(const kv_seq *s)
     return s->store->row_bytes;
 }
 
+size_t kv_seq_open_row_bytes(const kv_seq *s)
+{
+    return 2 * (size_t)s->store->dim * (s->store->type == KV_F32 ? sizeof(float) : sizeof(kern_f16));
+}
+
 uint64_t kv_seq_bytes(const kv_seq *s)
 {
     if (s->store->type == KV_Q8) return s->reserved / KV_PAGE_ROWS * kv_bytes_per_page(s->store) + kv_open_bytes(s);

@@ -10,7 +10,10 @@
 
 _Static_assert(KV_PAGE_ROWS <= KERN_MANY, "a page is one tile of many_tile");
 
-enum { APPEND_ROWS = 16 }; /* rows that one append item converts */
+enum {
+    APPEND_ROWS = 16,         /* rows that one append item converts */
+    MAX_SPANS = KERN_SPAN,    /* an item's positions at most, each a span of its own at worst */
+};
 
 /* What a worker needs for one prompt block or decode item. */
 typedef struct exec_scratch {
@@ -19,6 +22,7 @@ typedef struct exec_scratch {
     uint32_t *n_valid;
     float *m, *l; /* of whole pages: kern_many */
     void *kern;
+    kern_span *spans, *ahead; /* of one item, and of the next: MAX_SPANS */
     void *block; /* owns all of the above */
     size_t n_queries;
 } exec_scratch;
@@ -32,9 +36,9 @@ struct exec {
     bool many; /* prompts attend to whole pages of halves by many_tile */
     kern_tuning tuning;
     exec_scratch *scratch; /* one per worker */
-    float *partials;       /* [partial][group][dim] then, in lse, [partial][group] */
+    float *partials;       /* [partial][dim], one for each query head of an item */
     float *lse;
-    size_t cap_partials;   /* in query rows */
+    size_t cap_partials;
     /* the running job */
     const plan *plan;
     const plan_rows *rows;
@@ -161,7 +165,8 @@ static spw_status size_scratch(exec *x, size_t n, spw_err *err)
         if (s->n_queries >= n) continue;
         size_t rows = n * x->dim * sizeof(float), lse = (n * sizeof(float) + 63) & ~(size_t)63;
         size_t scratch = kern_attend_scratch(n, x->dim), many = kern_many_scratch(x->dim);
-        uint8_t *p = mem_alloc(3 * rows + 5 * lse + (scratch > many ? scratch : many));
+        size_t kern = ((scratch > many ? scratch : many) + 63) & ~(size_t)63;
+        uint8_t *p = mem_alloc(3 * rows + 5 * lse + kern + 2 * MAX_SPANS * sizeof(kern_span));
         if (!p) return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for the scratch of %zu queries", n);
         mem_free(s->block);
         s->block = p;
@@ -173,7 +178,9 @@ static spw_status size_scratch(exec *x, size_t n, spw_err *err)
         s->n_valid = (uint32_t *)(void *)p, p += lse;
         s->m = (float *)(void *)p, p += lse;
         s->l = (float *)(void *)p, p += lse;
-        s->kern = p;
+        s->kern = p, p += kern;
+        s->spans = (kern_span *)(void *)p;
+        s->ahead = s->spans + MAX_SPANS;
         s->n_queries = n;
     }
     return SPW_OK;
@@ -271,26 +278,45 @@ static void run_prompt(exec *x, const plan_item *it, exec_scratch *s)
     for (uint32_t i = 0; i < it->n; i++) store_out(x, o_at(x, row0 + i, it->head), s->total + (size_t)i * group * x->dim);
 }
 
-/* True when a decode item is about positions that its row sees sealed. */
+static uint64_t first_position(const plan_item *it)
+{
+    return it->kind == PLAN_GATHER ? it->ranges[0].first : it->first_pos;
+}
+
+/* True when an item of a decode row is about positions that its row sees sealed. */
 static bool is_sealed(const exec *x, const plan_item *it)
 {
     const plan_rows *r = &x->rows[it->rows];
-    return it->first_pos < kv_border(r->seq, r->first_pos);
+    return it->kind != PLAN_COPY && first_position(it) < kv_border(r->seq, r->first_pos);
 }
 
-static size_t decode_spans(const exec *x, const plan_item *it, uint32_t n, bool sealed, kern_span spans[KV_MAX_SPANS])
+/* Spans of the item's positions, about as many as limit says. */
+static size_t item_spans(const exec *x, const plan_item *it, uint32_t limit, bool sealed, kern_span spans[MAX_SPANS])
 {
-    return kv_spans(x->rows[it->rows].seq, x->layer->layer, it->head, it->first_pos, n, sealed, spans);
+    const kv_seq *seq = x->rows[it->rows].seq;
+    uint32_t layer = x->layer->layer;
+    if (it->kind == PLAN_COPY) {
+        spans[0] = (kern_span){.rows = it->copy, .n = it->n};
+        return 1;
+    }
+    if (it->kind == PLAN_SPAN) return kv_spans(seq, layer, it->head, it->first_pos, it->n < limit ? it->n : limit, sealed, spans);
+    size_t n = 0;
+    uint32_t n_pos = 0;
+    for (size_t i = 0; i < it->n_ranges && n_pos < limit; i++) {
+        n += kv_spans(seq, layer, it->head, it->ranges[i].first, (uint32_t)it->ranges[i].n, sealed, spans + n);
+        n_pos += (uint32_t)it->ranges[i].n;
+    }
+    return n;
 }
 
-/* The next decode item of the same kind that this worker will most likely take, or NULL: its share is a run of items, and between the sealed rows of two
+/* The next item of the same kind that this worker will most likely take, or NULL: its share is a run of items, and between the sealed rows of two
  * heads lies one item of rows that are not. */
 static const plan_item *next_like(const exec *x, size_t item)
 {
     bool sealed = is_sealed(x, &x->plan->items[item]);
     for (size_t i = item + 1; i < x->plan->n_items && i <= item + 2; i++) {
         const plan_item *it = &x->plan->items[i];
-        if (it->kind == PLAN_DECODE && is_sealed(x, it) == sealed) return it;
+        if (it->kind != PLAN_PROMPT && is_sealed(x, it) == sealed) return it;
     }
     return NULL;
 }
@@ -299,14 +325,12 @@ static const plan_item *next_like(const exec *x, size_t item)
 static void run_decode(exec *x, const plan_item *it, const plan_item *next, exec_scratch *s)
 {
     const plan_rows *r = &x->rows[it->rows];
-    size_t group = x->layer->group, at = it->partial * group;
+    size_t at = it->partial;
     bool sealed = is_sealed(x, it);
-    kern_span spans[KV_MAX_SPANS], ahead[KV_MAX_SPANS];
-    size_t n_spans = decode_spans(x, it, it->n, sealed, spans), n_ahead = 0;
-    if (next) n_ahead = decode_spans(x, next, next->n < KERN_AHEAD ? next->n : (uint32_t)KERN_AHEAD, sealed, ahead);
-    kern_attend_args args = {.q = q_at(x, r->first_row, it->head), .q_stride = x->dim, .n_q = group, .dim = x->dim, .spans = spans, .n_spans = n_spans,
-                             .ahead = ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32, .o = x->partials + at * x->dim, .o_stride = x->dim,
-                             .lse = x->lse + at, .scratch = s->kern};
+    size_t n_spans = item_spans(x, it, KERN_SPAN, sealed, s->spans), n_ahead = next ? item_spans(x, next, KERN_AHEAD, sealed, s->ahead) : 0;
+    kern_attend_args args = {.q = q_at(x, r->first_row, it->head) + it->q_first * x->dim, .q_stride = x->dim, .n_q = it->n_q, .dim = x->dim, .spans = s->spans,
+                             .n_spans = n_spans, .ahead = s->ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32, .o = x->partials + at * x->dim,
+                             .o_stride = x->dim, .lse = x->lse + at, .scratch = s->kern};
     attend_of(x, sealed)(&args);
 }
 
@@ -318,28 +342,30 @@ static void run_item(void *ctx, size_t item, int worker)
     else run_decode(x, it, next_like(x, item), &x->scratch[worker]);
 }
 
-/* Folds the partials of one (row, head) in ascending order. */
-static void run_merge(exec *x, const plan_merge *m, exec_scratch *s)
+/* Folds the partials of one (row, head) in the order of its items; part: its number in the plan. */
+static void run_merge(exec *x, size_t part, exec_scratch *s)
 {
+    const plan_merge *m = &x->plan->merges[part];
     size_t group = x->layer->group;
     set_empty(s->total, s->total_lse, group, x->dim);
-    for (uint32_t i = 0; i < m->n_partials; i++) {
-        size_t at = (m->first_partial + i) * group;
-        for (size_t g = 0; g < group; g++)
-            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + (at + g) * x->dim, x->lse[at + g], x->dim);
+    for (size_t i = m->first_item; i < m->first_item + m->n_items; i++) {
+        const plan_item *it = &x->plan->items[i];
+        for (size_t g = it->q_first, at = it->partial; g < (size_t)it->q_first + it->n_q; g++, at++)
+            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + at * x->dim, x->lse[at], x->dim);
     }
     store_out(x, o_at(x, x->rows[m->rows].first_row, m->head), s->total);
+    if (x->layer->lse) memcpy(x->layer->lse + part * group, s->total_lse, group * sizeof(float));
 }
 
 spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
 {
     spw_status s = size_scratch(x, (size_t)plan_block_rows(l->group) * l->group, err);
-    if (!s) s = size_partials(x, (size_t)p->n_partials * l->group, err);
+    if (!s) s = size_partials(x, p->n_partials, err);
     if (s) return s;
     x->plan = p;
     x->rows = rows;
     x->layer = l;
     pool_run(x->pool, p->n_items, run_item, x);
-    for (size_t i = 0; i < p->n_merges; i++) run_merge(x, &p->merges[i], &x->scratch[0]);
+    for (size_t i = 0; i < p->n_parts; i++) run_merge(x, i, &x->scratch[0]);
     return SPW_OK;
 }

@@ -14,6 +14,7 @@ typedef struct exec_layer {
     const float *k; /* [row][n_head_kv][dim]: rotated, padded */
     const float *v; /* [row][n_head_kv][head_dim] */
     float *o;       /* [row][n_head][head_dim] */
+    float *lse;     /* of the plan's parts: [part][group]; NULL: not wanted */
 } exec_layer;
 
 /* Keeps kern and pool; all rows are those of sequences of store. */

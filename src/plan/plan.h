@@ -1,10 +1,14 @@
 /* plan.h - one layer's attention over the host store as plain data: what is to be computed, in items that any worker can take in any order.
  *
- * Two kinds of item.  A prompt item is a block of rows of one session for one KV head: it walks the whole past, KERN_SPAN positions at a time, and
- * finishes its rows alone.  A decode item is one generated row, one KV head and at most KERN_SPAN chosen positions: it leaves a partial, and partials of a (row, head) are
- * merged in ascending order of positions afterwards.
+ * A prompt item is a block of rows of one session for one KV head: it walks the whole past, KERN_SPAN positions at a time, and
+ * finishes its rows alone.  The other items are of one generated row, one KV head, some of its query heads and at most KERN_SPAN positions: they leave a partial for each of these heads,
+ * which are merged in the order of the items afterwards.
  *
- * Both cut positions at the same places (plan_cut: multiples of KERN_SPAN, the border from which on a row sees its own page as it was written, and the
+ *     span     adjacent positions
+ *     gather   several short ranges of positions
+ *     copy     rows that a policy keeps by itself
+ *
+ * Prompt items and spans cut positions at the same places (plan_cut: multiples of KERN_SPAN, the border from which on a row sees its own page as it was written, and the
  * ends of chosen ranges), which is what makes a row's bits independent of whether it was evaluated alone or in a block.  All rows of a prompt item lie in one
  * page, so they have one border. */
 #ifndef SPW_PLAN_H
@@ -15,29 +19,33 @@
 /* Rows of one session in a step. */
 typedef struct plan_rows {
     kv_seq *seq;
-    const policy *policy; /* of decode rows; may be NULL for prompt rows */
-    uint64_t first_pos;   /* position of the first row */
-    uint32_t first_row;   /* index of the first row in the step's buffers */
+    const policy_layers *policies; /* of decode rows; may be NULL for prompt rows */
+    uint64_t first_pos;            /* position of the first row */
+    uint32_t first_row;            /* index of the first row in the step's buffers */
     uint32_t n_rows;
-    bool decode;          /* n_rows is 1 then */
+    bool decode;                   /* n_rows is 1 then */
 } plan_rows;
 
-typedef enum plan_kind { PLAN_PROMPT, PLAN_DECODE } plan_kind;
+typedef enum plan_kind { PLAN_PROMPT, PLAN_SPAN, PLAN_GATHER, PLAN_COPY } plan_kind;
 
 typedef struct plan_item {
     plan_kind kind;
     uint32_t rows;      /* index into the step's plan_rows */
     uint32_t head;      /* KV head */
     uint32_t first_row; /* prompt: first row of the block, counted from the session's first row in this step */
-    uint32_t n;         /* prompt: rows of the block; decode: positions */
-    uint32_t partial;   /* decode: where the result goes */
-    uint64_t first_pos; /* decode: first position */
+    uint32_t n;         /* prompt: rows of the block; else: positions */
+    uint32_t q_first, n_q; /* query heads of the group; prompt: all */
+    uint32_t partial;   /* not prompt: where the result of the first of these heads goes */
+    uint64_t first_pos; /* span: first position */
+    const policy_range *ranges; /* gather: ascending, owned by the plan */
+    size_t n_ranges;
+    const void *copy;   /* copy: the rows */
 } plan_item;
 
-/* The partials of one (decode row, KV head): adjacent slots, ascending positions. */
+/* The partials of one (decode row, KV head): those of adjacent items. */
 typedef struct plan_merge {
     uint32_t rows, head;
-    uint32_t first_partial, n_partials;
+    size_t first_item, n_items;
 } plan_merge;
 
 /* What decode rows read in this layer, in bytes of rows and of side areas. */
@@ -45,15 +53,33 @@ typedef struct plan_reads {
     uint64_t middle_bytes, row_bytes, side_bytes;
 } plan_reads;
 
-typedef struct plan {
-    plan_item *items; /* prompt items first, the longest first */
+/* One (decode row, KV head): its choice, and the items made of it. */
+typedef struct plan_part {
+    uint32_t rows, head;
+    const policy *policy;
+    policy_query query;
+    policy_choice choice;
+    plan_item *items;
     size_t n_items, cap_items;
-    plan_merge *merges;
-    size_t n_merges, cap_merges;
     uint32_t n_partials;
-    plan_reads *reads; /* one per plan_rows */
+    plan_reads reads;
+    spw_err err; /* code SPW_OK: none */
+} plan_part;
+
+typedef struct plan {
+    plan_item *items; /* prompt items first, the longest first; then those of each part together */
+    size_t n_items, cap_items;
+    plan_merge *merges; /* one for each part */
+    size_t cap_merges;
+    plan_part *parts;   /* the first n_parts are in use */
+    size_t n_parts, cap_parts;
+    size_t *first_work, cap_work; /* of a stage: where each part's items begin; scratch */
+    uint32_t n_partials;          /* query rows */
+    plan_reads *reads;            /* one per plan_rows */
     size_t cap_reads;
-    policy_choice choice; /* scratch */
+    /* the running job */
+    const plan_rows *rows;
+    uint32_t stage;
 } plan;
 
 typedef struct plan_shape {
@@ -65,10 +91,12 @@ typedef struct plan_shape {
 
 /* Where the piece of positions that begins at `at` ends, for rows that see positions from border on as they were written (kv_border). */
 uint64_t plan_cut(uint64_t at, uint64_t end, uint64_t border);
-/* True when the plan of one layer serves the next: no decode row has a policy that looks at q. */
+/* True when the plan of one layer serves the next: no decode row has a policy that looks at q, or several. */
 bool plan_is_static(const plan_rows *rows, size_t n_rows);
-/* Replaces the content of *p (zeroed at first). */
-spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_err *err);
+/* Replaces the content of *p (zeroed at first).  The policies' stages run on pool with kern. */
+spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err);
+/* Tells the policies what their parts saw; lse: of each part, query heads of the group. */
+void plan_observe(plan *p, const float *lse, spw_pool *pool);
 void plan_free(plan *p);
 /* Rows of a prompt block for G query heads at most: a function of G alone. */
 uint32_t plan_block_rows(uint32_t group);
