@@ -29,15 +29,6 @@ static bool parse_number(const char *part, double min, double *out)
     return end != part && *end == '\0' && isfinite(*out) && *out >= min;
 }
 
-static bool parse_budget(const char *part, double *out)
-{
-    if (strcmp(part, "auto") == 0) {
-        *out = POLICY_AUTO;
-        return true;
-    }
-    return parse_number(part, 0, out) && *out > 0 && (*out <= 1 || *out == floor(*out));
-}
-
 static bool parse_spec(policy_spec *s, const char *word, size_t len, char *why, size_t cap)
 {
     char parts[sizeof s->label], *part[3] = {0};
@@ -61,7 +52,7 @@ static bool parse_spec(policy_spec *s, const char *word, size_t len, char *why, 
     bool ok = n <= 3 && *part[0] && strlen(part[0]) < sizeof s->name;
     if (*form == '\0') ok = ok && n == 1;
     else if (strcmp(form, "beta") == 0) ok = ok && n <= 2 && (n == 1 || parse_number(part[1], 0, &s->beta));
-    else ok = ok && (n == 1 || parse_budget(part[n - 1], &s->budget)) && (n < 3 || (parse_number(part[1], 1, &block) && block == floor(block) && block <= 1 << 20));
+    else ok = ok && (n == 1 || options_read_budget(part[n - 1], &s->budget)) && (n < 3 || (parse_number(part[1], 1, &block) && block == floor(block) && block <= 1 << 20));
     s->block = (int64_t)block;
     if (!ok) snprintf(why, cap, "expected %s%s%s, found '%s'", *part[0] ? part[0] : "name", *form ? ":" : " alone", form, s->label);
     return ok;
@@ -100,6 +91,9 @@ bool policies_parse(policy_list *out, const word_list *written, char *why, size_
 void policy_apply(const policy_spec *spec, spw_session_params *params)
 {
     params->kv_policy = spec->name;
+    if (spec->budget >= 0) params->kv_budget = spec->budget;
+    if (spec->block) params->kv_block = (uint32_t)spec->block;
+    if (spec->beta >= 0) params->kv_beta = spec->beta;
 }
 
 bool policies_check(const policy_list *list, spw_engine *e, const spw_session_params *params, spw_err *err)

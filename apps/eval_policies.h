@@ -10,11 +10,9 @@ typedef struct policy_spec {
     char label[64]; /* as it was written: the name of its rows */
     char name[24];
     int64_t block;  /* positions; 0: not given */
-    double budget;  /* up to 1 a share of the middle, above 1 positions, POLICY_AUTO: the policy's own rule; negative: not given */
+    double budget;  /* up to 1 a share of the middle, above 1 positions, 0: the policy's own rule; negative: not given */
     double beta;    /* negative: not given */
 } policy_spec;
-
-#define POLICY_AUTO 0.0
 
 typedef struct policy_list {
     policy_spec v[LIST_MAX];

@@ -25,6 +25,8 @@ typedef enum option_type {
     OPTION_INTS,    /* number_list */
     OPTION_CHOICES, /* number_list of indices into choices */
     OPTION_TEXTS,   /* word_list */
+    OPTION_POLICY,  /* a name of choices, or several by layer */
+    OPTION_BUDGET,  /* double */
 } option_type;
 
 typedef struct option {
@@ -51,6 +53,22 @@ static const char *rope_choices(void)
 static const char *kv_type_choices(void)
 {
     return "f16, f32, q8_0";
+}
+
+static const char *block_choices(void)
+{
+    return "1, 16, 32, 64, 128";
+}
+
+static const char *index_choices(void)
+{
+    return "0, 1, 2";
+}
+
+/* In the order of spw_kv_rule. */
+static const char *rule_choices(void)
+{
+    return "flat, threshold, top-p, error";
 }
 
 static const char *output_choices(void)
@@ -115,10 +133,22 @@ static const option table[] = {
     {CMD_EVAL, group_context, 'c', "ctx-size", "N,...", WHOLES(lengths, 4, 1 << 30), "512 for ppl, otherwise 4096; kv and multiturn: as needed",
      "ppl, kld: tokens of a chunk, the length at which the text is evaluated. ruler, passkey, niah: tokens of prompt and answer, one or several lengths. kv, multiturn: positions that the context holds."},
     {CMD_EVAL, group_context, 0, "chunks", "N", WHOLE(chunks, -1, 1 << 30), NULL, "Chunks to evaluate; -1: all that the text gives."},
-    {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", ONE_OF(kv_policy, spw_kv_policies, NULL), NULL,
-     "What a generated token attends to: full (everything) or window (only the first --kv-sink and the newest --kv-window positions)."},
-    {GENERATING | CMD_BENCH | CMD_EVAL, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
-    {GENERATING | CMD_BENCH | CMD_EVAL, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+    {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", OPTION_POLICY, AT(kv_policy), 0, 0, spw_kv_policies, NULL, NULL,
+     "What a generated token attends to beside the first --kv-sink and the newest --kv-window positions. full: everything. window: nothing else. adaptive: single positions that an index of low-bit key codes "
+     "finds. quest: blocks, by the bounds of their keys. hgca: what had attention when it left the window. oracle: what has the most attention; for measuring, it reads everything to find out. "
+     "Several by layer: adaptive,0-1=full."},
+    {MEASURING, group_context, 0, "kv-budget", "SHARE|N|auto", OPTION_BUDGET, AT(kv_budget), 0, 0, NULL, NULL, "the policy's",
+     "How much of the positions between them may be read: a share up to 1, a number above 1, or auto: as many as their attention asks for."},
+    {MEASURING, group_context, 0, "kv-block", "N", ONE_OF(kv_block, block_choices, NULL), "the policy's", "Adjacent positions that are chosen together."},
+    {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), NULL,
+     "adaptive: how many positions. flat: the budget. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. All by estimates."},
+    {MEASURING, group_context, 0, "kv-threshold", "P", REAL(kv_threshold, 0, 0.999999), "the rule's", "A share of the attention; sets --kv-rule threshold unless that is given."},
+    {MEASURING, group_context, 0, "kv-error", "TAU", REAL(kv_error, 0, 0.999999), "the rule's", "A share of a layer's largest output; sets --kv-rule error unless that is given."},
+    {MEASURING, group_context, 0, "kv-beta", "B", REAL(kv_beta, 0, 1e9), NULL, "hgca: keep positions with at least B times the mean attention; 0: all."},
+    {MEASURING, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
+    {MEASURING, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
+    {MEASURING, group_context, 0, "sparse-min-ctx", "N", WHOLE(sparse_min_ctx, 0, 1 << 30), NULL, "Contexts shorter than N positions are read whole."},
+    {MEASURING, group_context, 0, "kv-index", "PLANES", ONE_OF(kv_index, index_choices, NULL), "2", "Bit planes of the index that adaptive searches: more bits find better and take more memory; 0: no index."},
 
     {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window",
      "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them; hgca takes its beta."},
@@ -191,6 +221,7 @@ static options options_defaults(void)
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
         .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,
+        .sparse_min_ctx = (int64_t)session.sparse_min_ctx, .kv_budget = session.kv_budget, .kv_beta = session.kv_beta, .kv_rule = "flat",
     };
 }
 
@@ -206,6 +237,28 @@ static bool list_has(const char *list, const char *separator, const char *name, 
         if (end) p += gap;
     }
     return false;
+}
+
+bool options_read_budget(const char *text, double *out)
+{
+    char *end;
+    double v = strtod(text, &end);
+    bool automatic = strcmp(text, "auto") == 0;
+    if (!automatic && (end == text || *end || !(v > 0) || v > 1e15 || (v > 1 && v != floor(v)))) return false;
+    *out = automatic ? 0 : v;
+    return true;
+}
+
+/* NAME, or several as LAYER=NAME or FIRST-LAST=NAME; which layers there are is for the library to say. */
+static bool is_policy_spec(const char *spec, const char *names)
+{
+    for (const char *at = spec;; at++) {
+        size_t len = strcspn(at, ","), layers = strspn(at, "0123456789-");
+        const char *name = layers && at[layers] == '=' ? at + layers + 1 : at;
+        if (!list_has(names, ", ", name, len - (size_t)(name - at))) return false;
+        at += len;
+        if (!*at) return true;
+    }
 }
 
 /* ------------------------------------------------------------------------------------------ parsing ---- */
@@ -277,6 +330,8 @@ static void describe_value(const option *o, char *out, size_t cap)
         snprintf(out, cap, "at most %d whole numbers from %.0f to %.0f, separated by commas", LIST_MAX, o->min, o->max);
     else if (o->type == OPTION_CHOICES) snprintf(out, cap, "some of %s, separated by commas", o->choices());
     else if (o->type == OPTION_CHOICE) snprintf(out, cap, "one of %s%s%s", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
+    else if (o->type == OPTION_POLICY) snprintf(out, cap, "one of %s, or several by layer as 0-1=full,adaptive", o->choices());
+    else if (o->type == OPTION_BUDGET) snprintf(out, cap, "a share up to 1, a whole number of positions above 1, or auto");
     else snprintf(out, cap, "a value");
 }
 
@@ -351,6 +406,12 @@ static bool store_value(options *out, const option *o, const char *value)
         if (!list_has(o->choices(), ", ", value, strlen(value)) && !(o->also && strcmp(value, o->also) == 0)) return false;
         memcpy(at, &value, sizeof value);
         return true;
+    case OPTION_POLICY:
+        if (!is_policy_spec(value, o->choices())) return false;
+        memcpy(at, &value, sizeof value);
+        return true;
+    case OPTION_BUDGET:
+        return options_read_budget(value, (double *)(void *)at);
     case OPTION_TEXT:
         memcpy(at, &value, sizeof value);
         return true;
@@ -506,7 +567,7 @@ static void print_option(const option *o, const options *defaults)
         printf("%s%s%.*s", p == o->names ? "" : ", ", dashes(p), (int)strcspn(p, "|"), p);
     printf("%s%s\n", o->meta ? " " : "", o->meta ? o->meta : "");
     print_default(o, defaults, standard, sizeof standard);
-    if (o->type == OPTION_CHOICE || o->type == OPTION_CHOICES) snprintf(choices, sizeof choices, " Choices: %s%s%s.", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
+    if (o->type == OPTION_CHOICE || o->type == OPTION_CHOICES || o->type == OPTION_POLICY) snprintf(choices, sizeof choices, " Choices: %s%s%s.", o->choices(), o->also ? ", " : "", o->also ? o->also : "");
     snprintf(body, sizeof body, "%s%s%s", o->help, choices, standard);
     options_print_wrapped(body, 10);
 }
@@ -554,6 +615,15 @@ spw_session_params options_session(const options *o, uint64_t n_ctx)
     p.kv_policy = o->kv_policy;
     p.kv_sink = (uint32_t)o->kv_sink;
     p.kv_window = (uint32_t)o->kv_window;
+    p.kv_budget = o->kv_budget;
+    if (o->kv_block) p.kv_block = (uint32_t)atoi(o->kv_block);
+    p.kv_rule = strcmp(o->kv_rule, "threshold") == 0 ? SPW_KV_THRESHOLD : strcmp(o->kv_rule, "top-p") == 0 ? SPW_KV_TOP_P : strcmp(o->kv_rule, "error") == 0 ? SPW_KV_ERROR : SPW_KV_FLAT;
+    if (p.kv_rule == SPW_KV_FLAT && o->kv_threshold > 0) p.kv_rule = SPW_KV_THRESHOLD;
+    if (p.kv_rule == SPW_KV_FLAT && o->kv_error > 0) p.kv_rule = SPW_KV_ERROR;
+    p.kv_threshold = o->kv_threshold;
+    p.kv_error = o->kv_error;
+    p.kv_beta = o->kv_beta;
+    p.sparse_min_ctx = (uint64_t)o->sparse_min_ctx;
     return p;
 }
 

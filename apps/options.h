@@ -59,8 +59,12 @@ typedef struct options {
     int64_t top_k, repeat_last_n;
     int64_t seed; /* -1: not given */
     const char *cache_k, *cache_v; /* the same name; bench has lists */
-    const char *kv_policy;
-    int64_t kv_sink, kv_window;
+    const char *kv_policy; /* a name, or several by layer */
+    int64_t kv_sink, kv_window, sparse_min_ctx;
+    double kv_budget;      /* up to 1 a share, above 1 positions, 0: the policy's own rule; negative: not given */
+    const char *kv_block, *kv_index; /* numbers; NULL: not given */
+    const char *kv_rule;
+    double kv_threshold, kv_error, kv_beta; /* threshold and error: 0: not given */
     const char *rope_scaling; /* NULL: as the file says */
     double rope_scale, rope_freq_base;
     int64_t yarn_orig_ctx;
@@ -99,6 +103,9 @@ parse_result options_parse(options *o, const command *c, int argc, char **argv);
 void options_print_help(const command *c);
 /* Prints text to standard output, wrapped and indented. */
 void options_print_wrapped(const char *text, int indent);
+
+/* A budget: a share up to 1, a whole number of positions, or "auto" (0). */
+bool options_read_budget(const char *text, double *out);
 
 /* Edit distance of two words, for "did you mean". */
 int options_distance(const char *a, const char *b);
