@@ -8,6 +8,12 @@
 static spw_pool *pool;
 static const kern_table *kern;
 
+static spw_status build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_err *err)
+{
+    spw_status s = plan_begin(p, rows, n_rows, shape, pool, kern, err);
+    return s ? s : plan_choose(p, pool, err);
+}
+
 static kv_store *new_store(uint32_t n_head_kv, kv_type type)
 {
     spw_err err;
@@ -163,7 +169,7 @@ static void run_plans(kv_type type)
             rows[i] = (plan_rows){.seq = s[i], .policies = i % 2 ? &window : &full, .first_pos = test_rand(&seed) % 4000, .first_row = row, .n_rows = n, .decode = decode};
             row += n;
         }
-        CHECK_OK(plan_build(&p, rows, 3, &(plan_shape){.n_head_kv = 3, .group = 1 + (uint32_t)(test_rand(&seed) % 16)}, pool, kern, &err), err);
+        CHECK_OK(build(&p, rows, 3, &(plan_shape){.n_head_kv = 3, .group = 1 + (uint32_t)(test_rand(&seed) % 16)}, &err), err);
         check_plan(&p, rows, 3, 3);
         check_borders(&p, rows);
         for (int i = 0; i < 3; i++) {
@@ -207,7 +213,7 @@ static void test_longest_first(void)
     CHECK_OK(kv_seq_reserve(s, 1000, &err), err);
     plan p = {0};
     plan_rows rows = {.seq = s, .first_pos = 0, .n_rows = 512};
-    CHECK_OK(plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 1, .group = 4}, pool, kern, &err), err);
+    CHECK_OK(build(&p, &rows, 1, &(plan_shape){.n_head_kv = 1, .group = 4}, &err), err);
     for (size_t i = 1; i < p.n_items; i++) CHECK(p.items[i].first_row < p.items[i - 1].first_row);
     plan_free(&p);
     kv_seq_free(s);
@@ -230,7 +236,7 @@ static void test_failing_allocator(void)
     for (long n = 0; n < 40; n++) {
         plan p = {0};
         mem_fail_after(n, true);
-        spw_status status = plan_build(&p, &rows, 1, &(plan_shape){.n_head_kv = 2, .group = 1}, pool, kern, &err);
+        spw_status status = build(&p, &rows, 1, &(plan_shape){.n_head_kv = 2, .group = 1}, &err);
         mem_fail_after(-1, false);
         if (status) {
             CHECK_INT(status, SPW_E_NOMEM);

@@ -57,12 +57,16 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     if (!only_append) l.o = d->ops->stage(d, b->o, o_bytes);
     exec_append(e->exec, e->rows, n_rows, &l);
     if (only_append) return SPW_OK;
+    bool fresh = true;
     if (build) {
         plan_shape shape = {.layer = layer, .n_head_kv = heads_kv, .group = e->group, .dim = e->dim, .q = l.q, .q_row_stride = (size_t)hp->n_head * e->dim};
-        s = plan_build(&e->plan, e->rows, n_rows, &shape, e->pool, e->kern, err);
+        s = plan_begin(&e->plan, e->rows, n_rows, &shape, e->pool, e->kern, err);
+        fresh = !e->plan.has_base;
+        if (!s && !fresh) s = exec_base(e->exec, &e->plan, e->rows, &l, err);
+        if (!s) s = plan_choose(&e->plan, e->pool, err);
         if (s) return s;
     }
-    s = exec_attend(e->exec, &e->plan, e->rows, &l, err);
+    s = exec_attend(e->exec, &e->plan, e->rows, &l, fresh, err);
     if (!s) s = observe_layer(e, n_rows, &l, err);
     if (s) return s;
     d->ops->commit(d, b->o, o_bytes);

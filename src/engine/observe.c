@@ -78,8 +78,9 @@ static spw_status attend_dense(spw_engine *e, size_t n_rows, const exec_layer *l
     exec_layer dense = *l;
     dense.o = ob->o;
     dense.lse = ob->dense_lse;
-    spw_status s = plan_build(&ob->plan, ob->rows, n, &shape, e->pool, e->kern, err);
-    return s ? s : exec_attend(e->exec, &ob->plan, ob->rows, &dense, err);
+    spw_status s = plan_begin(&ob->plan, ob->rows, n, &shape, e->pool, e->kern, err);
+    if (!s) s = plan_choose(&ob->plan, e->pool, err);
+    return s ? s : exec_attend(e->exec, &ob->plan, ob->rows, &dense, true, err);
 }
 
 /* |a - b| / |b|; 0 where both are nothing. */

@@ -39,11 +39,13 @@ struct exec {
     float *partials;       /* [partial][dim], one for each query head of an item */
     float *lse;
     size_t cap_partials;
+    size_t n_done; /* items and partials of the running layer that exec_base has made */
+    uint32_t partials_done;
     /* the running job */
     const plan *plan;
     const plan_rows *rows;
     const exec_layer *layer;
-    size_t n_rows;
+    size_t n_rows, first_item;
 };
 
 spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const kv_store *store, spw_err *err)
@@ -186,16 +188,20 @@ static spw_status size_scratch(exec *x, size_t n, spw_err *err)
     return SPW_OK;
 }
 
-/* Room for the partials of all decode items. */
-static spw_status size_partials(exec *x, size_t n_query_rows, spw_err *err)
+/* Room for n partials; those that are there are kept. */
+static spw_status size_partials(exec *x, size_t n, spw_err *err)
 {
-    if (n_query_rows <= x->cap_partials) return SPW_OK;
-    size_t want = n_query_rows + n_query_rows / 2;
+    if (n <= x->cap_partials) return SPW_OK;
+    size_t want = n + n / 2, kept = x->partials_done;
     float *o = mem_alloc(want * x->dim * sizeof *o), *lse = mem_alloc(want * sizeof *lse);
     if (!o || !lse) {
         mem_free(o);
         mem_free(lse);
         return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for %zu partials", want);
+    }
+    if (kept) {
+        memcpy(o, x->partials, kept * x->dim * sizeof *o);
+        memcpy(lse, x->lse, kept * sizeof *lse);
     }
     mem_free(x->partials);
     mem_free(x->lse);
@@ -337,27 +343,36 @@ static void run_decode(exec *x, const plan_item *it, const plan_item *next, exec
 static void run_item(void *ctx, size_t item, int worker)
 {
     exec *x = ctx;
+    item += x->first_item;
     const plan_item *it = &x->plan->items[item];
     if (it->kind == PLAN_PROMPT) run_prompt(x, it, &x->scratch[worker]);
     else run_decode(x, it, next_like(x, item), &x->scratch[worker]);
 }
 
-/* Folds the partials of one (row, head) in the order of its items; part: its number in the plan. */
+/* Folds the partials of a run of items, in their order. */
+static void fold_items(exec *x, size_t first, size_t n, exec_scratch *s)
+{
+    for (size_t i = first; i < first + n; i++) {
+        const plan_item *it = &x->plan->items[i];
+        for (size_t g = it->q_first, at = it->partial; g < (size_t)it->q_first + it->n_q; g++, at++)
+            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + at * x->dim, x->lse[at], x->dim);
+    }
+}
+
+/* Everything of one (row, head); part: its number in the plan. */
 static void run_merge(exec *x, size_t part, exec_scratch *s)
 {
     const plan_merge *m = &x->plan->merges[part];
     size_t group = x->layer->group;
     set_empty(s->total, s->total_lse, group, x->dim);
-    for (size_t i = m->first_item; i < m->first_item + m->n_items; i++) {
-        const plan_item *it = &x->plan->items[i];
-        for (size_t g = it->q_first, at = it->partial; g < (size_t)it->q_first + it->n_q; g++, at++)
-            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + at * x->dim, x->lse[at], x->dim);
-    }
+    fold_items(x, m->first_base, m->n_base, s);
+    fold_items(x, m->first_item, m->n_items, s);
     store_out(x, o_at(x, x->rows[m->rows].first_row, m->head), s->total);
     if (x->layer->lse) memcpy(x->layer->lse + part * group, s->total_lse, group * sizeof(float));
 }
 
-spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
+/* Items from n_done on. */
+static spw_status run_items(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
 {
     spw_status s = size_scratch(x, (size_t)plan_block_rows(l->group) * l->group, err);
     if (!s) s = size_partials(x, p->n_partials, err);
@@ -365,7 +380,31 @@ spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec
     x->plan = p;
     x->rows = rows;
     x->layer = l;
-    pool_run(x->pool, p->n_items, run_item, x);
-    for (size_t i = 0; i < p->n_parts; i++) run_merge(x, i, &x->scratch[0]);
+    x->first_item = x->n_done;
+    pool_run(x->pool, p->n_items - x->first_item, run_item, x);
+    x->n_done = p->n_items;
+    x->partials_done = p->n_partials;
     return SPW_OK;
+}
+
+spw_status exec_base(exec *x, plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
+{
+    x->n_done = x->partials_done = 0;
+    spw_status s = run_items(x, p, rows, l, err);
+    for (size_t i = 0; i < p->n_parts && !s; i++) {
+        exec_scratch *w = &x->scratch[0];
+        set_empty(w->total, w->total_lse, l->group, x->dim);
+        fold_items(x, p->merges[i].first_base, p->merges[i].n_base, w);
+        memcpy(p->parts[i].choice.base_lse, w->total_lse, l->group * sizeof(float));
+    }
+    return s;
+}
+
+spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, bool fresh, spw_err *err)
+{
+    if (fresh) x->n_done = x->partials_done = 0;
+    spw_status s = run_items(x, p, rows, l, err);
+    for (size_t i = 0; i < p->n_parts && !s; i++) run_merge(x, i, &x->scratch[0]);
+    x->n_done = x->partials_done = 0;
+    return s;
 }

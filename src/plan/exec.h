@@ -26,7 +26,9 @@ void exec_set_tuning(exec *x, kern_tuning tuning);
 void exec_expect(const exec *x, const plan_rows *rows, size_t n_rows, uint32_t layer, uint32_t n_head_kv);
 /* Writes K and V of all rows to their positions, which have been reserved. */
 void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer *l);
-/* Attention of every row; the rows' own K and V have been appended. */
-spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err);
+/* Between plan_begin and plan_choose: runs the items that are there, and tells each part what they came to (choice.base_lse).  The rows' own K and V have been appended. */
+spw_status exec_base(exec *x, plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err);
+/* Attention of every row: runs the items that have not been run and merges; fresh: none has (a plan that is used again). */
+spw_status exec_attend(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, bool fresh, spw_err *err);
 
 #endif

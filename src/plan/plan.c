@@ -147,13 +147,26 @@ static spw_status count_reads(plan_part *part, spw_err *err)
     return SPW_OK;
 }
 
+/* Items of the sets that have none yet. */
+static spw_status plan_sets(plan_part *part, const plan_rows *r, spw_err *err)
+{
+    spw_status s = SPW_OK;
+    part->n_items = 0;
+    part->n_partials = 0;
+    for (; part->n_planned < part->choice.n_sets && !s; part->n_planned++) s = add_set(part, &part->choice.sets[part->n_planned], kv_border(r->seq, r->first_pos), err);
+    return s;
+}
+
 static void prepare_part(void *ctx, size_t item, int worker)
 {
     plan *p = ctx;
     plan_part *part = &p->parts[item];
     const policy *pol = part->policy;
+    part->n_items = part->n_planned = 0;
+    part->n_partials = 0;
     spw_status s = policy_choice_reset(&part->choice, part->query.n_q, &part->err);
     if (!s && pol->ops->prepare) s = pol->ops->prepare(pol->state, &pol->params, &part->query, &part->choice, &part->err);
+    if (!s && part->choice.base) s = plan_sets(part, &p->rows[part->rows], &part->err);
     part->err.code = s;
     (void)worker;
 }
@@ -163,11 +176,8 @@ static void select_part(void *ctx, size_t item, int worker)
     plan *p = ctx;
     plan_part *part = &p->parts[item];
     const policy *pol = part->policy;
-    const plan_rows *r = &p->rows[part->rows];
-    part->n_items = 0;
-    part->n_partials = 0;
     spw_status s = pol->ops->select(pol->state, &pol->params, &part->query, &part->choice, &part->err);
-    for (size_t i = 0; i < part->choice.n_sets && !s; i++) s = add_set(part, &part->choice.sets[i], kv_border(r->seq, r->first_pos), &part->err);
+    if (!s) s = plan_sets(part, &p->rows[part->rows], &part->err);
     if (!s) s = count_reads(part, &part->err);
     part->err.code = s;
     (void)worker;
@@ -258,41 +268,45 @@ static void run_stages(plan *p, spw_pool *pool)
     }
 }
 
-/* Behind the prompt items, the items of all parts; and how to merge what they leave. */
-static spw_status join_parts(plan *p, spw_err *err)
+/* Room for how to merge what the parts leave. */
+static spw_status size_merges(plan *p, spw_err *err)
+{
+    if (p->n_parts <= p->cap_merges) return SPW_OK;
+    plan_merge *merges = mem_realloc(p->merges, 0, p->n_parts * sizeof *merges);
+    if (!merges) return spw_fail(err, SPW_E_NOMEM, "attention plan: out of memory for %zu choices", p->n_parts);
+    p->merges = merges;
+    p->cap_merges = p->n_parts;
+    return SPW_OK;
+}
+
+/* The items of all parts, behind those that are there. */
+static spw_status join_items(plan *p, bool base, spw_err *err)
 {
     for (size_t i = 0; i < p->n_parts; i++) {
         plan_part *part = &p->parts[i];
-        spw_status s = SPW_OK;
-        p->merges = grow(p->merges, i, &p->cap_merges, sizeof *p->merges, &s, err);
-        if (s) return s;
-        p->merges[i] = (plan_merge){.rows = part->rows, .head = part->head, .first_item = p->n_items, .n_items = part->n_items};
-        for (size_t j = 0; j < part->n_items && !s; j++) {
-            s = add_item(p, part->items[j], err);
-            if (!s) p->items[p->n_items - 1].partial += p->n_partials;
+        plan_merge *m = &p->merges[i];
+        if (base) *m = (plan_merge){.rows = part->rows, .head = part->head, .first_base = p->n_items, .n_base = part->n_items};
+        else m->first_item = p->n_items, m->n_items = part->n_items;
+        for (size_t j = 0; j < part->n_items; j++) {
+            spw_status s = add_item(p, part->items[j], err);
+            if (s) return s;
+            p->items[p->n_items - 1].partial += p->n_partials;
         }
-        if (s) return s;
         p->n_partials += part->n_partials;
-        plan_reads *reads = &p->reads[part->rows];
-        reads->middle_bytes += part->reads.middle_bytes;
-        reads->row_bytes += part->reads.row_bytes;
-        reads->side_bytes += part->reads.side_bytes;
+        p->has_base |= base && part->n_items;
     }
     return SPW_OK;
 }
 
-static spw_status build_parts(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err)
+static void add_reads(plan *p)
 {
-    spw_status s = list_parts(p, rows, n_rows, shape, kern, err);
-    if (s || !p->n_parts) return s;
-    p->rows = rows;
-    pool_run(pool, p->n_parts, prepare_part, p);
-    s = first_error(p, err);
-    if (s) return s;
-    run_stages(p, pool);
-    pool_run(pool, p->n_parts, select_part, p);
-    s = first_error(p, err);
-    return s ? s : join_parts(p, err);
+    for (size_t i = 0; i < p->n_parts; i++) {
+        plan_reads *sum = &p->reads[p->parts[i].rows];
+        const plan_reads *r = &p->parts[i].reads;
+        sum->middle_bytes += r->middle_bytes;
+        sum->row_bytes += r->row_bytes;
+        sum->side_bytes += r->side_bytes;
+    }
 }
 
 /* Prompt items of a session are built in ascending cost: in reverse, so that no long item starts last. */
@@ -305,10 +319,12 @@ static void reverse_items(plan *p)
     }
 }
 
-spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err)
+spw_status plan_begin(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err)
 {
     p->n_items = p->n_parts = 0;
     p->n_partials = 0;
+    p->has_base = false;
+    p->rows = rows;
     if (n_rows > p->cap_reads) {
         plan_reads *reads = mem_realloc(p->reads, 0, n_rows * sizeof *reads);
         if (!reads) return spw_fail(err, SPW_E_NOMEM, "attention plan: out of memory for %zu sessions", n_rows);
@@ -321,7 +337,23 @@ spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_
         if (s) return s;
     }
     reverse_items(p);
-    return build_parts(p, rows, n_rows, shape, pool, kern, err);
+    spw_status s = list_parts(p, rows, n_rows, shape, kern, err);
+    if (!s) s = size_merges(p, err);
+    if (s || !p->n_parts) return s;
+    pool_run(pool, p->n_parts, prepare_part, p);
+    s = first_error(p, err);
+    return s ? s : join_items(p, true, err);
+}
+
+spw_status plan_choose(plan *p, spw_pool *pool, spw_err *err)
+{
+    if (!p->n_parts) return SPW_OK;
+    run_stages(p, pool);
+    pool_run(pool, p->n_parts, select_part, p);
+    spw_status s = first_error(p, err);
+    if (!s) s = join_items(p, false, err);
+    if (!s) add_reads(p);
+    return s;
 }
 
 typedef struct observe_job {

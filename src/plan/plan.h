@@ -42,9 +42,10 @@ typedef struct plan_item {
     const void *copy;   /* copy: the rows */
 } plan_item;
 
-/* The partials of one (decode row, KV head): those of adjacent items. */
+/* The partials of one (decode row, KV head): those of two runs of items. */
 typedef struct plan_merge {
     uint32_t rows, head;
+    size_t first_base, n_base; /* of what is attended before the policy has chosen */
     size_t first_item, n_items;
 } plan_merge;
 
@@ -61,6 +62,7 @@ typedef struct plan_part {
     policy_choice choice;
     plan_item *items;
     size_t n_items, cap_items;
+    size_t n_planned; /* sets that have become items */
     uint32_t n_partials;
     plan_reads reads;
     spw_err err; /* code SPW_OK: none */
@@ -73,6 +75,7 @@ typedef struct plan {
     size_t cap_merges;
     plan_part *parts;   /* the first n_parts are in use */
     size_t n_parts, cap_parts;
+    bool has_base;      /* there are items to be run between plan_begin and plan_choose */
     size_t *first_work, cap_work; /* of a stage: where each part's items begin; scratch */
     uint32_t n_partials;          /* query rows */
     plan_reads *reads;            /* one per plan_rows */
@@ -93,8 +96,10 @@ typedef struct plan_shape {
 uint64_t plan_cut(uint64_t at, uint64_t end, uint64_t border);
 /* True when the plan of one layer serves the next: no decode row has a policy that looks at q, or several. */
 bool plan_is_static(const plan_rows *rows, size_t n_rows);
-/* Replaces the content of *p (zeroed at first).  The policies' stages run on pool with kern. */
-spw_status plan_build(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err);
+/* Replaces the content of *p (zeroed at first), in two steps: prompt rows and what the policies want attended first; then what they choose.  Between them, if has_base says so, the items
+ * are run and each part's choice.base_lse is written.  The policies' stages run on pool with kern; rows stay until plan_choose has returned. */
+spw_status plan_begin(plan *p, const plan_rows *rows, size_t n_rows, const plan_shape *shape, spw_pool *pool, const kern_table *kern, spw_err *err);
+spw_status plan_choose(plan *p, spw_pool *pool, spw_err *err);
 /* Tells the policies what their parts saw; lse: of each part, query heads of the group. */
 void plan_observe(plan *p, const float *lse, spw_pool *pool);
 void plan_free(plan *p);

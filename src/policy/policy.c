@@ -7,7 +7,7 @@
 
 #include "mem.h"
 
-static const policy_ops *const table[] = {&policy_full, &policy_window};
+static const policy_ops *const table[] = {&policy_full, &policy_window, &policy_quest, &policy_oracle};
 enum { N_POLICIES = sizeof table / sizeof table[0], NAME_MAX_LEN = 32 };
 
 const policy_ops *policy_at(size_t i)
@@ -25,7 +25,7 @@ const policy_ops *policy_find(const char *name)
 
 const char *spw_kv_policies(void)
 {
-    return "full, window";
+    return "full, window, quest, oracle";
 }
 
 /* ------------------------------------------------------------------------------------------- parameters ---- */
@@ -204,7 +204,7 @@ spw_status policy_choice_reset(policy_choice *c, uint32_t n_q, spw_err *err)
     c->n = c->n_sets = 0;
     c->side_bytes = 0;
     c->middle_rows = POLICY_COUNT;
-    c->dense = false;
+    c->dense = c->base = false;
     for (uint32_t i = 0; i < KERN_MAX_G; i++) c->mass[i] = -1;
     return policy_choice_set(c, 0, n_q, err);
 }

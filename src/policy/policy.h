@@ -6,6 +6,7 @@
  * One choice, of one row and KV group, is made in this order, and everything it computes lies in its policy_choice:
  *
  *     prepare   sizes the scratch; may fail                                          threads: one for each choice, choices side by side
+ *     (attention to what prepare has named already, if it says base)
  *     work      n_stages stages of n_parts parts each; cannot fail                   all parts of a stage side by side, of all choices
  *     select    names the positions                                                  as prepare
  *     (attention)
@@ -71,6 +72,8 @@ typedef struct policy_choice {
     uint64_t middle_rows;    /* rows of the middle that are read; POLICY_COUNT: count the union of all sets */
     float mass[KERN_MAX_G];  /* of each head: estimated share of its attention to the middle that is chosen; negative: no estimate */
     bool dense;              /* everything, because it is as cheap or as the budget says so */
+    bool base;               /* set by prepare: the sets that are there are attended before the stages; select adds others */
+    float base_lse[KERN_MAX_G]; /* then, for the stages: log of the summed exponentials of each head over those */
     void *scratch;           /* 64-byte aligned, for what the stages hand on */
     size_t scratch_bytes;
 } policy_choice;
