@@ -37,7 +37,7 @@ endif
 ifeq ($(CORE),1)
 SRC := $(filter-out $(shell grep -l 'include <pcre2' $(SRC)),$(SRC))
 endif
-CORE_TESTS := test_base test_pool test_quant test_math test_attend test_attend_q8 test_attend_many test_select test_pack test_kv test_kv_q8 test_numa test_plan
+CORE_TESTS := test_base test_pool test_quant test_math test_attend test_attend_q8 test_attend_many test_select test_pack test_kv test_kv_q8 test_kv_index test_numa test_plan
 APPS := $(wildcard apps/*.c)
 EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
 C_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
@@ -98,6 +98,7 @@ KERN_OPT := $(if $(filter -O0 -O1 -Og,$(CFLAGS)),,-O3)
 $(BUILD)/src/kern/kern_avx2_%.o: FILE_FLAGS = $(KERN_OPT) -mavx2 -mfma -mf16c
 $(BUILD)/src/kern/kern_avx512_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_avx512vnni_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/src/kern/kern_avx512vbmi_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_avx512bf16_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_neon_%.o: FILE_FLAGS = $(KERN_OPT)
 $(BUILD)/src/kern/kern_neondot_%.o: FILE_FLAGS = $(KERN_OPT) -march=armv8.2-a+dotprod

@@ -25,6 +25,12 @@
 /* attention of many queries in 16-bit integers, on Gaussian halves: root mean square error of o relative to o; lse absolute, for scores whose spread is 1 */
 #define TOL_MANY_OUTPUT 2e-3
 #define TOL_MANY_LSE 1e-3
+/* Estimates of the index: error relative to the length of the query times the key's scale (at most 1 in the test), by rounding the query to integers; and relative to the
+ * estimate, whose parts may cancel.  lse absolute, and relative where it is above 1; votes relative. */
+#define TOL_INDEX_QUERY 0.35
+#define TOL_INDEX_REL 1e-5
+#define TOL_INDEX_LSE 2e-6
+#define TOL_INDEX_VOTE_REL 2e-5
 /* merge: any split against no split, o relative to the largest |v|, lse relative to max(1, |lse|). */
 #define TOL_MERGE_REL 1e-6
 /* golden logits of the independent twin (test_golden.c): absolute error of any logit and of the log-sum-exp, mean over all compared logits,

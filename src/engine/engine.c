@@ -8,7 +8,7 @@
 
 spw_engine_params spw_engine_default_params(void)
 {
-    return (spw_engine_params){0};
+    return (spw_engine_params){.kv_index = 2};
 }
 
 static uint32_t padded_dim(uint32_t head_dim)
@@ -25,6 +25,7 @@ static spw_status check_params(spw_engine_params *p, spw_err *err)
     if (p->kv_type != SPW_KV_F16 && p->kv_type != SPW_KV_F32 && p->kv_type != SPW_KV_Q8) {
         return spw_fail(err, SPW_E_ARG, "KV type: unknown number %d", (int)p->kv_type);
     }
+    if (p->kv_index < 0 || p->kv_index > 2) return spw_fail(err, SPW_E_ARG, "KV index: expected 0, 1 or 2 bit planes, found %d", p->kv_index);
     if (!p->n_threads) p->n_threads = system_n_cores() < MAX_THREADS ? system_n_cores() : MAX_THREADS;
     if (!p->n_batch) p->n_batch = DEFAULT_BATCH;
     return SPW_OK;
@@ -133,7 +134,9 @@ static spw_status open_store(spw_engine *e, const spw_engine_params *p, spw_err 
     e->n_head_kv = mem_calloc(hp->n_layer, sizeof *e->n_head_kv);
     if (!e->n_head_kv) return spw_fail(err, SPW_E_NOMEM, "engine: out of memory for %u layers", hp->n_layer);
     for (uint32_t i = 0; i < hp->n_layer; i++) e->n_head_kv[i] = hp->layer_kv[i].n_head_kv;
-    return kv_store_create(&e->store, &(kv_config){.n_layer = hp->n_layer, .n_head_kv = e->n_head_kv, .dim = e->dim, .type = store_type(p), .numa = pool_numa(e->pool)}, err);
+    kv_config config = {.type = store_type(p), .n_layer = hp->n_layer, .n_head_kv = e->n_head_kv, .dim = e->dim, .index_planes = (unsigned)p->kv_index,
+                        .kern = e->kern, .numa = pool_numa(e->pool)};
+    return kv_store_create(&e->store, &config, err);
 }
 
 /* All weights or none: what a result's bits are must not depend on which weight came before memory ran short. */
@@ -152,9 +155,9 @@ static void add_load_stats(spw_engine *e)
 }
 
 /* Bytes of one position in all layers. */
-static uint64_t bytes_per_pos(const model_hparams *hp, kv_type type)
+static uint64_t bytes_per_pos(const model_hparams *hp, kv_type type, int kv_index)
 {
-    return (uint64_t)hp->n_layer * hp->n_head_kv * kv_pos_bytes(type, padded_dim(hp->head_dim));
+    return (uint64_t)hp->n_layer * hp->n_head_kv * kv_pos_bytes(type, padded_dim(hp->head_dim), (unsigned)kv_index);
 }
 
 static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_params *p, spw_err *err)
@@ -173,7 +176,7 @@ static spw_status open_parts(spw_engine *e, const char *path, const spw_engine_p
     e->group = hp->n_head / hp->n_head_kv;
     e->n_batch = (size_t)p->n_batch;
     model_fill_info(&e->info, hp, e->file);
-    e->info.kv_bytes_per_pos = bytes_per_pos(hp, store_type(p));
+    e->info.kv_bytes_per_pos = bytes_per_pos(hp, store_type(p), p->kv_index);
     s = rope_init(&e->rope, &hp->rope, e->model->rope_freqs.data, err);
     if (!s) s = pool_create(&e->pool, p->n_threads, err);
     choose_repack(e, p);
@@ -284,10 +287,10 @@ spw_status spw_file_memory(const spw_file *f, uint64_t n_pos, const spw_engine_p
     buf_sizes(&hp, (size_t)p.n_batch, floats);
     for (size_t i = 0; i < N_BUFS; i++) sum += floats[i];
     mem_free(hp.layer_kv);
-    uint64_t pages = n_pos / KV_PAGE_ROWS + (n_pos % KV_PAGE_ROWS != 0), per_pos = bytes_per_pos(&hp, store_type(&p)), kv;
+    uint64_t pages = n_pos / KV_PAGE_ROWS + (n_pos % KV_PAGE_ROWS != 0), per_pos = bytes_per_pos(&hp, store_type(&p), p.kv_index), kv;
     if (__builtin_mul_overflow(pages, per_pos * KV_PAGE_ROWS, &kv)) kv = UINT64_MAX / 2;
     if (p.kv_type == SPW_KV_Q8) { /* rows that are not sealed: the tail, and the spill of a pass */
-        sum += (2 * KV_PAGE_ROWS + (size_t)p.n_batch) * bytes_per_pos(&hp, KV_F16) / sizeof(float);
+        sum += (2 * KV_PAGE_ROWS + (size_t)p.n_batch) * bytes_per_pos(&hp, KV_F16, 0) / sizeof(float);
     }
     *out = (spw_memory){.weights = info.weight_bytes, .kv = kv, .kv_bytes_per_pos = per_pos, .scratch = sum * sizeof(float),
                         .available = system_memory_available()};

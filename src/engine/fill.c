@@ -21,7 +21,8 @@ typedef struct fill_job {
     const spw_session *session;
     uint64_t seed;
     uint64_t first, n; /* positions */
-    float *scratch;    /* one row for each worker */
+    float *scratch;    /* for each worker a row, and what kv_complete needs */
+    size_t worker_floats;
 } fill_job;
 
 static uint64_t mix(uint64_t x)
@@ -121,7 +122,7 @@ static void make_rows(void *ctx, size_t item, int worker)
     size_t head = item;
     while (head >= kv[layer].n_head_kv) head -= kv[layer++].n_head_kv;
     const float *stats = e->fill_stats + item * PARTS * dim;
-    float *values = f->scratch + 2 * dim * (size_t)worker;
+    float *values = f->scratch + f->worker_floats * (size_t)worker;
     uint64_t layer_key = mix(mix(f->seed + 1) + layer);
     for (uint64_t pos = f->first; pos < f->first + f->n; pos++) {
         uint64_t key = mix(layer_key + pos * kv[layer].n_head_kv + head);
@@ -129,7 +130,7 @@ static void make_rows(void *ctx, size_t item, int worker)
         make_values(~key, stats + 2 * dim, stats + 3 * dim, dim, values + dim);
         write_row(f, kv_row(f->session->seq, layer, (uint32_t)head, pos), values);
     }
-    kv_seal(f->session->seq, layer, (uint32_t)head, e->kern->quantise_q8);
+    kv_complete(f->session->seq, layer, (uint32_t)head, values + 2 * dim);
 }
 
 spw_status spw_session_fill(spw_session *s, uint64_t n, uint64_t seed, spw_err *err)
@@ -144,8 +145,8 @@ spw_status spw_session_fill(spw_session *s, uint64_t n, uint64_t seed, spw_err *
     if (!n) return SPW_OK;
     spw_status status = e->fill_stats ? SPW_OK : measure(e, err);
     if (status) return status;
-    fill_job f = {.session = s, .seed = seed, .first = first};
-    f.scratch = mem_calloc((size_t)pool_n_threads(e->pool), 2 * e->dim * sizeof *f.scratch);
+    fill_job f = {.session = s, .seed = seed, .first = first, .worker_floats = 2 * (size_t)e->dim + kv_complete_scratch(e->store)};
+    f.scratch = mem_calloc((size_t)pool_n_threads(e->pool), f.worker_floats * sizeof *f.scratch);
     if (!f.scratch) return spw_fail(err, SPW_E_NOMEM, "fill: out of memory for the rows of %d workers", pool_n_threads(e->pool));
     status = kv_seq_reserve(s->seq, n, err);
     for (uint64_t end = first + n; f.first < end && !status; f.first += f.n) {

@@ -42,7 +42,8 @@ static bool cpu_has_avx512(void)
 static void fill_tables(void)
 {
     kern_table t = {.isa = isa_names[ISA_REF]};
-    kern_fill_ref_quant(&t), kern_fill_ref_math(&t), kern_fill_ref_attend(&t), kern_fill_ref_q8(&t), kern_fill_scalar_select(&t);
+    kern_fill_ref_quant(&t), kern_fill_ref_math(&t), kern_fill_ref_attend(&t), kern_fill_ref_q8(&t), kern_fill_ref_index(&t);
+    kern_fill_scalar_select(&t);
     tables[ISA_REF] = t, available[ISA_REF] = true;
 
     t.isa = isa_names[ISA_SCALAR];
@@ -55,8 +56,9 @@ static void fill_tables(void)
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];
-    kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t);
+    kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t), kern_fill_avx512_index(&t);
     if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t), kern_fill_avx512vnni_q8(&t), kern_fill_avx512vnni_many(&t);
+    if (__builtin_cpu_supports("avx512vbmi")) kern_fill_avx512vbmi_index(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();
 #elif defined(__aarch64__)
     t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */

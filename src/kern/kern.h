@@ -13,6 +13,7 @@
 #ifndef SPW_KERN_H
 #define SPW_KERN_H
 
+#include "kern_index.h"
 #include "quant.h"
 #include "status.h"
 
@@ -214,6 +215,11 @@ typedef struct kern_table {
     kern_quantise_q8_fn *quantise_q8;
     kern_score_fn *score_rows;
     kern_top_k_fn *top_k;
+    kern_index_code_fn *index_code; /* kern_index.h has these */
+    kern_index_query_fn *index_query;
+    kern_index_scan_fn *index_scan;
+    kern_index_lse_fn *index_lse;
+    kern_index_votes_fn *index_votes;
     kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
     kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */
     kern_few_fn *few[QUANT_TYPES];           /* NULL where a tile of dequantised weights does it */
@@ -230,6 +236,7 @@ void kern_fill_ref_quant(kern_table *t);
 void kern_fill_ref_math(kern_table *t);
 void kern_fill_ref_attend(kern_table *t);
 void kern_fill_ref_q8(kern_table *t);
+void kern_fill_ref_index(kern_table *t);
 void kern_fill_scalar_quant(kern_table *t);
 void kern_fill_scalar_math(kern_table *t);
 void kern_fill_scalar_attend(kern_table *t);
@@ -243,10 +250,13 @@ void kern_fill_avx2_select(kern_table *t);
 void kern_fill_avx2_pack(kern_table *t);
 void kern_fill_avx2_pack_few(kern_table *t);   /* called by the one before */
 void kern_fill_avx2_q8(kern_table *t);
+void kern_fill_avx2_index(kern_table *t);
 void kern_fill_avx512_quant(kern_table *t);
 void kern_fill_avx512_math(kern_table *t);
 void kern_fill_avx512_attend(kern_table *t);
 void kern_fill_avx512_select(kern_table *t);
+void kern_fill_avx512_index(kern_table *t);
+void kern_fill_avx512vbmi_index(kern_table *t);
 void kern_fill_avx512vnni_pack(kern_table *t);
 void kern_fill_avx512vnni_many(kern_table *t);
 void kern_fill_avx512_pack_few(kern_table *t); /* called by the one before */
@@ -257,6 +267,7 @@ void kern_fill_neon_attend(kern_table *t);
 void kern_fill_neon_select(kern_table *t);
 void kern_fill_neon_pack(kern_table *t);
 void kern_fill_neon_q8(kern_table *t);
+void kern_fill_neon_index(kern_table *t);
 void kern_fill_neondot_pack(kern_table *t);
 
 /* Scalar conversions, exact. */

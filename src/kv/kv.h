@@ -9,8 +9,8 @@
  *
  * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
  * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
- * 2 MiB on, so that short sessions stay small.  Beside every page lies its side area (for each layer and head): the scales of a KV_Q8 page, then
- * side_bytes of room for the index and digests of policies, shared and copied with the rows.
+ * 2 MiB on (of side areas from the second half of the first on), so that short sessions stay small.  Beside every page lies its side area (for each layer and head): the scales of a KV_Q8 page, then the page's
+ * code, then side_bytes of room for the digests of policies, all shared and copied with the rows.
  *
  * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
  *
@@ -26,13 +26,19 @@
  * was cut.  The tail is not touched below len until rows are committed: a step that fails has changed nothing.  Only truncation into a sealed page has to
  * make halves of its bytes again.
  *
+ * Index.  A store may keep low-bit codes of all keys (kern_index.h), by which policies choose positions: one code for each full page, layer and head.  It is a
+ * function of the K that this page holds and of nothing else, its own mean key included, and is made once, when the page is full (kv_complete).  So it does not
+ * depend on how rows came, no state of a sequence goes with it, and whoever has a page has its code.  For KV_Q8 it is the code of what the bytes stand
+ * for: what attention will read, and what remains to check it by.  Positions of a page that is not full have no code.
+ *
  * Invariants, asserted by kv_check:
  *   1. refs of a page = how many sequence entries name it;
  *   2. a page is marked used if and only if refs > 0, and n_used counts those;
  *   3. a sequence holds ceil(max(len, reserved) / KV_PAGE_ROWS) pages, all ids in range, none twice;
  *   4. len <= opened <= reserved <= n_ctx of the sequence;
  *   5. promised = sum over sequences of the pages of n_ctx, plus one each for copying; it never exceeds the pages of all segments;
- *   6. a KV_Q8 sequence has a tail, and a spill if and only if it opened positions beyond the tail page: whole pages that hold the last opened ones.
+ *   6. a KV_Q8 sequence has a tail, and a spill if and only if it opened positions beyond the tail page: whole pages that hold the last opened ones;
+ *   7. with an index, the code of every full page below len is, byte for byte, the code of its rows.
  *
  * One thread at a time changes the store; reading rows of distinct or the same sequences from many threads is safe while nobody reserves or frees. */
 #ifndef SPW_KV_H
@@ -62,7 +68,9 @@ typedef struct kv_config {
     uint32_t n_layer;
     const uint32_t *n_head_kv; /* per layer, each > 0; copied */
     uint32_t dim;              /* multiple of 16; at most KERN_Q8_DIM for KV_Q8 */
-    size_t side_bytes;         /* per page, layer and head; 0: none */
+    unsigned index_planes;     /* bits of a code for each dimension of K, 1 or 2; 0: no index */
+    size_t side_bytes;         /* for digests: per page, layer and head; 0: none */
+    const kern_table *kern;    /* kept; may be NULL unless the type is KV_Q8 or there is an index */
     const numa_topology *numa; /* NULL or of one node: pages lie where the system puts them.  Else each KV head's on the node whose workers get its items (numa.h); kept */
 } kv_config;
 
@@ -71,10 +79,13 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
 void kv_store_free(kv_store *st);
 uint32_t kv_dim(const kv_store *st);
 kv_type kv_store_type(const kv_store *st);
-/* Bytes of one position in one layer and head, its part of a page's scales included (rounded up). */
-size_t kv_pos_bytes(kv_type type, uint32_t dim);
+unsigned kv_index_planes(const kv_store *st);
+/* Bytes of one position in one layer and head, its part of a page's scales and code included (each rounded up). */
+size_t kv_pos_bytes(kv_type type, uint32_t dim, unsigned index_planes);
+/* Of all layers and heads. */
 uint64_t kv_bytes_per_page(const kv_store *st); /* side area included */
-/* SPW_E_FORMAT names the first invariant that does not hold.  Cost: pages + entries of all sequences. */
+uint64_t kv_index_bytes_per_page(const kv_store *st); /* codes alone; 0 without an index */
+/* SPW_E_FORMAT names the first invariant that does not hold.  Cost: pages + entries of all sequences, and with an index all pages are coded again. */
 spw_status kv_check(const kv_store *st, spw_err *err);
 
 /* Promises room for n_ctx positions (>= 1): address space, not memory. */
@@ -89,17 +100,19 @@ size_t kv_seq_open_row_bytes(const kv_seq *s); /* of a row as it is written */
 uint64_t kv_seq_bytes(const kv_seq *s); /* of its pages, shared ones counted whole, and of its tail and spill */
 /* Makes sure of room for positions len .. len + n - 1 (copying a shared last page); on failure nothing has changed.  SPW_E_FULL beyond n_ctx. */
 spw_status kv_seq_reserve(kv_seq *s, uint64_t n, spw_err *err);
-/* Opens the next n reserved positions, from len on after kv_seq_reserve.  KV_Q8 needs it before rows are written, and forgets the halves of pages that
- * were full before; on failure nothing has changed, and nothing can fail while the positions lie in the page of position len. */
+/* Opens the next n reserved positions, from len on after kv_seq_reserve.  Must come before their rows are written when the type is KV_Q8 or there is an index, and
+ * kv_complete after.  KV_Q8 forgets the halves of pages that were full before; on failure nothing has changed, and nothing can fail while the positions
+ * lie in the page of position len. */
 spw_status kv_seq_open(kv_seq *s, uint64_t n, spw_err *err);
-/* The first n reserved positions are now part of the sequence.  For KV_Q8 these have been opened, and what was opened beyond them must be again. */
+/* The first n reserved positions are now part of the sequence.  When they had to be opened, they have been, and what was opened beyond them must be again. */
 void kv_seq_commit(kv_seq *s, uint64_t n);
 /* Keeps the first len positions; drops what was reserved beyond them. */
 void kv_seq_truncate(kv_seq *s, uint64_t len);
 
-/* KV_Q8, when all rows last opened have been written in this layer and head: makes bytes of the pages that they fill.  Threads may do it for different
- * layers and heads at the same time. */
-void kv_seal(const kv_seq *s, uint32_t layer, uint32_t head, kern_quantise_q8_fn *quantise);
+/* When all rows last opened have been written in this layer and head: makes bytes of the pages that they fill (KV_Q8) and their codes (index); otherwise nothing.
+ * Threads may do it for different layers and heads at the same time, each with a scratch of kv_complete_scratch floats of its own (0: NULL will do). */
+void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch);
+size_t kv_complete_scratch(const kv_store *st);
 /* First position that the row at pos sees as it was written (kv_spans, not sealed); it sees those before sealed.  0 unless KV_Q8. */
 uint64_t kv_border(const kv_seq *s, uint64_t pos);
 
@@ -107,7 +120,10 @@ uint64_t kv_border(const kv_seq *s, uint64_t pos);
 void *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* out[0 .. 2 * dim) = the values of the row of any position below reserved. */
 void kv_read_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos, float *out);
-/* The side area of the page that holds pos, or NULL when the store has none. */
+/* The code of the sequence's page number page, which rows that have been completed fill: kern_index_bytes(KV_PAGE_ROWS, dim, index_planes) bytes, aligned to 64.
+ * NULL without an index. */
+const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
+/* The room for digests of the page that holds pos, side_bytes aligned to 64, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS.
  * KV_Q8: sealed ones are spans of bytes, each inside one page; others are halves, and all n in one open page. */

@@ -125,16 +125,12 @@ void kv_open_set_len(kv_seq *s, uint64_t len)
     drop_spill(s);
 }
 
-void kv_seal(const kv_seq *s, uint32_t layer, uint32_t head, kern_quantise_q8_fn *quantise)
+void kv_open_seal(const kv_seq *s, uint32_t arena, uint64_t pos)
 {
     const kv_store *st = s->store;
-    uint32_t arena = st->first_arena[layer] + head;
-    if (st->type != KV_Q8) return;
-    for (uint64_t pos = kv_page_start(s->last_opened); pos + KV_PAGE_ROWS <= s->opened; pos += KV_PAGE_ROWS) {
-        uint32_t page = s->pages[pos / KV_PAGE_ROWS];
-        float *scales = kv_page_scales(st, page, arena);
-        quantise(kv_open_row(s, arena, pos), KV_PAGE_ROWS, st->dim, (int8_t *)kv_page_rows(st, page, arena), scales, scales + st->dim);
-    }
+    uint32_t page = s->pages[pos / KV_PAGE_ROWS];
+    float *scales = kv_page_scales(st, page, arena);
+    st->kern->quantise_q8(kv_open_row(s, arena, pos), KV_PAGE_ROWS, st->dim, (int8_t *)kv_page_rows(st, page, arena), scales, scales + st->dim);
 }
 
 size_t kv_open_bytes(const kv_seq *s)

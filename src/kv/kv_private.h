@@ -3,6 +3,7 @@
  *   kv_store.c   the store: segments and pages, and the check of all invariants
  *   kv_seq.c     sequences: creating, forking, reserving, committing; rows and spans
  *   kv_open.c    KV_Q8: rows that are still halves, and sealing
+ *   kv_index.c   what is made when a page is full: its bytes, its code; and the check of codes
  *
  * Page ids are dense over all segments, in the order the segments were added; a page's id never changes while the store lives. */
 #ifndef SPW_KV_PRIVATE_H
@@ -17,7 +18,7 @@ typedef struct kv_segment {
     size_t bytes;
     size_t row_arena_bytes, side_arena_bytes; /* distance from one arena to the next */
     uint32_t first_page, n_pages;
-    uint32_t n_huge; /* chunks of HUGE_BYTES, from the second on, that huge pages have been asked for, in every row arena */
+    uint32_t n_huge, n_huge_side; /* first chunks of 2 MiB of every row arena, and of every side arena, that huge pages have been asked for */
 } kv_segment;
 
 typedef struct kv_page {
@@ -29,8 +30,11 @@ struct kv_store {
     kv_type type;
     uint32_t n_layer, dim;
     uint32_t *first_arena; /* n_layer + 1: arena of head 0 of each layer; the last entry is the number of arenas */
+    unsigned index_planes;
+    const kern_table *kern;
     size_t row_bytes, page_bytes;
-    size_t scale_bytes, side_bytes; /* of one page in one arena: of the scales, which come first, and of the whole side area */
+    size_t code_bytes;                  /* of one page in one arena */
+    size_t code_at, room_at, side_bytes; /* in the side area of one page in one arena: where the code and the room for digests begin, and the bytes of all */
     const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;
@@ -98,6 +102,17 @@ static inline float *kv_page_scales(const kv_store *st, uint32_t page, uint32_t 
     return (float *)(void *)kv_page_side(st, page, arena);
 }
 
+static inline uint8_t *kv_page_code(const kv_store *st, uint32_t page, uint32_t arena)
+{
+    return kv_page_side(st, page, arena) + st->code_at;
+}
+
+/* Whether something is made of full pages, so that rows must be opened and completed. */
+static inline bool kv_completes(const kv_store *st)
+{
+    return st->type == KV_Q8 || st->index_planes;
+}
+
 /* ---- kv_store.c ---- */
 
 /* Sees to it that n more pages can be promised. */
@@ -124,10 +139,17 @@ spw_status kv_open_grow(kv_seq *s, uint64_t n, spw_err *err);
 void kv_open_set_len(kv_seq *s, uint64_t len);
 /* The open row of a position, or NULL. */
 kern_f16 *kv_open_row(const kv_seq *s, uint32_t arena, uint64_t pos);
+/* Makes bytes of the open rows of the page that begins at pos. */
+void kv_open_seal(const kv_seq *s, uint32_t arena, uint64_t pos);
 /* The values of a row whose page is sealed. */
 void kv_open_read_sealed(const kv_seq *s, uint32_t arena, uint64_t pos, float *out);
 size_t kv_open_bytes(const kv_seq *s);
 /* Invariant 6. */
 spw_status kv_open_check(const kv_seq *s, spw_err *err);
+
+/* ---- kv_index.c ---- */
+
+/* Invariant 7, or NOMEM. */
+spw_status kv_index_check(const kv_store *st, spw_err *err);
 
 #endif

@@ -141,7 +141,7 @@ static void set_len(kv_seq *s, uint64_t len)
 
 void kv_seq_commit(kv_seq *s, uint64_t n)
 {
-    SPW_CHECK(n <= s->reserved - s->len && (s->store->type != KV_Q8 || n <= s->opened - s->len));
+    SPW_CHECK(n <= s->reserved - s->len && (!kv_completes(s->store) || n <= s->opened - s->len));
     set_len(s, s->len + n);
 }
 
@@ -195,8 +195,8 @@ void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
 {
     SPW_ASSERT(pos < s->reserved);
     const kv_store *st = s->store;
-    if (st->side_bytes == st->scale_bytes) return NULL;
-    return kv_page_side(st, s->pages[pos / KV_PAGE_ROWS], st->first_arena[layer] + head) + st->scale_bytes;
+    if (st->side_bytes == st->room_at) return NULL;
+    return kv_page_side(st, s->pages[pos / KV_PAGE_ROWS], st->first_arena[layer] + head) + st->room_at;
 }
 
 /* Spans of sealed rows: pages have scales of their own, so none goes on into the next. */

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kern_index.h"
 #include "kv_private.h"
 #include "mem.h"
 
@@ -9,7 +10,8 @@
 #define MADV_COLLAPSE 25 /* Linux 6.1: make huge pages now instead of some time */
 #endif
 
-enum { HUGE_BYTES = 2 << 20, SEGMENT_MIN_PAGES = 16 };
+/* SIDE_SMALL: bytes of a side arena that are left to small pages.  Beside them lie many times as many bytes of rows, so the rest of a huge page is little. */
+enum { HUGE_BYTES = 2 << 20, SIDE_SMALL = HUGE_BYTES / 2, SEGMENT_MIN_PAGES = 16 };
 
 static size_t round_up(size_t n, size_t to)
 {
@@ -29,25 +31,41 @@ static size_t scale_bytes(uint32_t dim)
     return (dim + (size_t)KV_PAGE_ROWS) * sizeof(float);
 }
 
-size_t kv_pos_bytes(kv_type type, uint32_t dim)
+/* Of one page in one arena. */
+static size_t code_bytes(uint32_t dim, unsigned planes)
 {
-    size_t scales = type == KV_Q8 ? (scale_bytes(dim) + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS : 0;
-    return 2 * (size_t)dim * elem_bytes(type) + scales;
+    return planes ? kern_index_bytes(KV_PAGE_ROWS, dim, planes) : 0;
+}
+
+/* A position's part of what a page has. */
+static size_t part_of(size_t page_bytes)
+{
+    return (page_bytes + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS;
+}
+
+size_t kv_pos_bytes(kv_type type, uint32_t dim, unsigned index_planes)
+{
+    return 2 * (size_t)dim * elem_bytes(type) + part_of(type == KV_Q8 ? scale_bytes(dim) : 0) + part_of(code_bytes(dim, index_planes));
 }
 
 spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err)
 {
     SPW_CHECK(config->n_layer > 0 && config->dim > 0 && config->dim % 16 == 0 && (config->type != KV_Q8 || config->dim <= KERN_Q8_DIM));
+    SPW_CHECK(config->index_planes <= 2 && (config->kern || (config->type != KV_Q8 && !config->index_planes)));
     kv_store *st = mem_zalloc(sizeof *st);
     if (!st) return spw_fail(err, SPW_E_NOMEM, "KV store: out of memory");
     st->n_layer = config->n_layer;
     st->dim = config->dim;
     st->type = config->type;
+    st->index_planes = config->index_planes;
+    st->kern = config->kern;
     st->numa = config->numa;
     st->row_bytes = 2 * (size_t)config->dim * elem_bytes(config->type);
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
-    st->scale_bytes = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
-    st->side_bytes = st->scale_bytes + round_up(config->side_bytes, MEM_ALIGN);
+    st->code_bytes = code_bytes(config->dim, config->index_planes);
+    st->code_at = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
+    st->room_at = st->code_at + round_up(st->code_bytes, MEM_ALIGN);
+    st->side_bytes = st->room_at + round_up(config->side_bytes, MEM_ALIGN);
     st->first_arena = mem_calloc((size_t)config->n_layer + 1, sizeof *st->first_arena);
     if (!st->first_arena) {
         mem_free(st);
@@ -82,9 +100,19 @@ kv_type kv_store_type(const kv_store *st)
     return st->type;
 }
 
+unsigned kv_index_planes(const kv_store *st)
+{
+    return st->index_planes;
+}
+
 uint64_t kv_bytes_per_page(const kv_store *st)
 {
     return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->side_bytes);
+}
+
+uint64_t kv_index_bytes_per_page(const kv_store *st)
+{
+    return (uint64_t)kv_n_arenas(st) * st->code_bytes;
 }
 
 /* Asks for the memory of each KV head's arenas on the node that will read it; refusals are ignored. */
@@ -113,7 +141,7 @@ static spw_status add_segment(kv_store *st, uint64_t n_pages, spw_err *err)
                 side < SIZE_MAX / 4;
     if (fits) {
         seg.row_arena_bytes = round_up(rows, HUGE_BYTES);
-        seg.side_arena_bytes = side ? round_up(side, 4096) : 0;
+        seg.side_arena_bytes = round_up(side, side > SIDE_SMALL ? HUGE_BYTES : 4096);
         fits = add_size(seg.row_arena_bytes, seg.side_arena_bytes, &per_arena) && mul_size(per_arena, kv_n_arenas(st), &seg.bytes) &&
                seg.bytes < SIZE_MAX - HUGE_BYTES;
     }
@@ -145,21 +173,28 @@ spw_status kv_promise(kv_store *st, uint64_t n_pages, spw_err *err)
     return want > st->n_pages ? add_segment(st, want - st->n_pages, err) : SPW_OK;
 }
 
-/* Asks for huge pages once a page is used that lies beyond the first chunk of its arenas: for all chunks up to there.  The first chunk is
- * collapsed then, because it was filled with small pages.  Advice only: refusals are ignored. */
+/* Asks for huge pages for the first used bytes of all arenas, rounded up, once that is more than small.  The first chunk is collapsed then, because it was
+ * filled with small pages.  Advice only: refusals are ignored. */
+static void advise_arenas(const kv_store *st, uint8_t *base, size_t arena_bytes, size_t used, size_t small, uint32_t *n_huge)
+{
+    uint32_t chunks = (uint32_t)(round_up(used, HUGE_BYTES) / HUGE_BYTES);
+    if (used <= small || chunks <= *n_huge) return;
+    size_t from = (size_t)*n_huge * HUGE_BYTES;
+    for (uint32_t a = 0; a < kv_n_arenas(st); a++, base += arena_bytes) {
+        madvise(base + from, (size_t)chunks * HUGE_BYTES - from, MADV_HUGEPAGE);
+        if (!from) madvise(base, HUGE_BYTES, MADV_COLLAPSE);
+    }
+    *n_huge = chunks;
+}
+
+/* When a page is taken into use. */
 static void advise_huge(kv_store *st, uint32_t page)
 {
     kv_segment *seg = &st->segments[st->pages[page].segment];
-    size_t last_byte = ((size_t)(page - seg->first_page) + 1) * st->page_bytes - 1;
-    uint32_t chunk = (uint32_t)(last_byte / HUGE_BYTES);
-    if (chunk <= seg->n_huge) return;
-    for (uint32_t a = 0; a < kv_n_arenas(st); a++) {
-        uint8_t *arena = seg->base + a * seg->row_arena_bytes;
-        size_t from = seg->n_huge ? (size_t)(seg->n_huge + 1) * HUGE_BYTES : 0;
-        madvise(arena + from, (size_t)(chunk + 1) * HUGE_BYTES - from, MADV_HUGEPAGE);
-        if (!seg->n_huge) madvise(arena, HUGE_BYTES, MADV_COLLAPSE);
-    }
-    seg->n_huge = chunk;
+    size_t used = (size_t)(page - seg->first_page) + 1;
+    uint8_t *side = seg->base + kv_n_arenas(st) * seg->row_arena_bytes;
+    advise_arenas(st, seg->base, seg->row_arena_bytes, used * st->page_bytes, HUGE_BYTES, &seg->n_huge);
+    advise_arenas(st, side, seg->side_arena_bytes, used * st->side_bytes, SIDE_SMALL, &seg->n_huge_side);
 }
 
 /* Start of the best run of free pages for a sequence that begins: the longest one; its middle when it follows a page in use, which is probably the end of a
@@ -281,5 +316,6 @@ spw_status kv_check(const kv_store *st, spw_err *err)
                           (unsigned long long)st->promised, st->n_pages);
     }
     mem_free(counted);
+    if (!status && st->index_planes) status = kv_index_check(st, err);
     return status;
 }

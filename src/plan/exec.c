@@ -32,10 +32,11 @@ struct exec {
     spw_pool *pool;
     uint32_t dim;
     bool f32; /* rows are written as floats */
-    bool q8;  /* full pages are sealed */
     bool many; /* prompts attend to whole pages of halves by many_tile */
     kern_tuning tuning;
     exec_scratch *scratch; /* one per worker */
+    float *complete;       /* of kv_complete: complete_floats per worker */
+    size_t complete_floats;
     float *partials;       /* [partial][dim], one for each query head of an item */
     float *lse;
     size_t cap_partials;
@@ -51,16 +52,19 @@ struct exec {
 spw_status exec_create(exec **out, const kern_table *kern, spw_pool *pool, const kv_store *store, spw_err *err)
 {
     exec *x = mem_zalloc(sizeof *x);
-    if (x) x->scratch = mem_calloc((size_t)pool_n_threads(pool), sizeof *x->scratch);
-    if (!x || !x->scratch) {
-        mem_free(x);
-        return spw_fail(err, SPW_E_NOMEM, "attention: out of memory");
-    }
+    if (!x) return spw_fail(err, SPW_E_NOMEM, "attention: out of memory");
+    size_t n_workers = (size_t)pool_n_threads(pool);
     x->kern = kern;
     x->pool = pool;
+    x->complete_floats = kv_complete_scratch(store);
+    x->scratch = mem_calloc(n_workers, sizeof *x->scratch);
+    if (x->complete_floats) x->complete = mem_calloc(n_workers, x->complete_floats * sizeof *x->complete);
+    if (!x->scratch || (x->complete_floats && !x->complete)) {
+        exec_free(x);
+        return spw_fail(err, SPW_E_NOMEM, "attention: out of memory for %zu workers", n_workers);
+    }
     x->dim = kv_dim(store);
     x->f32 = kv_store_type(store) == KV_F32;
-    x->q8 = kv_store_type(store) == KV_Q8;
     x->many = kv_store_type(store) == KV_F16 && kern->many_tile && x->dim <= KERN_MANY_DIM;
     x->tuning = KERN_TUNING_DEFAULT;
     *out = x;
@@ -75,8 +79,9 @@ void exec_set_tuning(exec *x, kern_tuning tuning)
 void exec_free(exec *x)
 {
     if (!x) return;
-    for (int i = 0; i < pool_n_threads(x->pool); i++) mem_free(x->scratch[i].block);
+    for (int i = 0; x->scratch && i < pool_n_threads(x->pool); i++) mem_free(x->scratch[i].block);
     mem_free(x->scratch);
+    mem_free(x->complete);
     mem_free(x->partials);
     mem_free(x->lse);
     mem_free(x);
@@ -117,12 +122,12 @@ static void append_block(void *ctx, size_t item, int worker)
 }
 
 /* Item: one head of one session's rows. */
-static void seal_head(void *ctx, size_t item, int worker)
+static void complete_head(void *ctx, size_t item, int worker)
 {
     const exec *x = ctx;
     const exec_layer *l = x->layer;
-    kv_seal(x->rows[item / l->n_head_kv].seq, l->layer, (uint32_t)(item % l->n_head_kv), x->kern->quantise_q8);
-    (void)worker;
+    float *scratch = x->complete ? x->complete + (size_t)worker * x->complete_floats : NULL;
+    kv_complete(x->rows[item / l->n_head_kv].seq, l->layer, (uint32_t)(item % l->n_head_kv), scratch);
 }
 
 static bool fills_page(const plan_rows *r)
@@ -152,9 +157,9 @@ void exec_append(exec *x, const plan_rows *rows, size_t n_rows, const exec_layer
     x->n_rows = n_rows;
     x->layer = l;
     pool_run(x->pool, (total + APPEND_ROWS - 1) / APPEND_ROWS, append_block, x);
-    bool seal = false;
-    for (size_t i = 0; i < n_rows && x->q8; i++) seal |= fills_page(&rows[i]);
-    if (seal) pool_run(x->pool, n_rows * l->n_head_kv, seal_head, x);
+    bool fills = false;
+    for (size_t i = 0; i < n_rows; i++) fills |= fills_page(&rows[i]);
+    if (fills) pool_run(x->pool, n_rows * l->n_head_kv, complete_head, x);
 }
 
 /* ------------------------------------------------------------------------------------------------ attend ---- */

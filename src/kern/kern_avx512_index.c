@@ -1,0 +1,88 @@
+/* kern_avx512_index.c - the index of keys for AVX-512 without VBMI: one look-up adds up to four channels for 64 positions (kern_avx512_index.h has the rest). */
+#include "kern_avx512_index.h"
+
+KERN_INLINE void index_spread(const uint8_t *signs, int n_bytes, __m512i *v)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
+        __m512i bytes = _mm512_load_si512(signs + i * KERN_INDEX_GROUP);
+        v[2 * i] = _mm512_and_si512(bytes, low);
+        v[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+    }
+}
+
+KERN_INLINE __m512i index_look(const __m512i *v, const uint8_t *tables, int n_bytes)
+{
+    __m512i sum = _mm512_setzero_si512();
+    KERN_UNROLL for (int i = 0; i < 2 * n_bytes; i++) {
+        __m512i table = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)(const void *)(tables + i * 16)));
+        sum = _mm512_add_epi8(sum, _mm512_shuffle_epi8(table, v[i]));
+    }
+    return sum;
+}
+
+static void make_tables(index_whole *whole, size_t dim, size_t lane, uint8_t *tables)
+{
+    const __m128i number = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (size_t d = 0; d < dim; d += 4) {
+        int16_t n[4];
+        int start = 0;
+        for (size_t b = 0; b < 4; b++) {
+            n[b] = whole[d + b][lane];
+            start += n[b] < 0 ? -n[b] : 0;
+        }
+        __m128i v = _mm_set1_epi8((char)start);
+        KERN_UNROLL for (int b = 0; b < 4; b++) v = _mm_mask_add_epi8(v, _mm_test_epi8_mask(number, _mm_set1_epi8((char)(1 << b))), v, _mm_set1_epi8((char)n[b]));
+        size_t chunk = d / (8 * INDEX_CHUNK), entry = d % (8 * INDEX_CHUNK) / 4;
+        _mm_store_si128((__m128i *)(void *)(tables + chunk * INDEX_CHUNK_TABLES * INDEX_TABLE + entry * 16), v);
+    }
+}
+
+static void prepare(const float *q, size_t q_stride, size_t n_q, size_t dim, void *prepared)
+{
+    index_prepare(q, q_stride, n_q, dim, prepared, make_tables);
+}
+
+/* ---- votes ------------------------------------------------------------------------------------------ */
+
+static void lse(const float *estimates, size_t stride, size_t n, size_t n_q, float *out)
+{
+    for (size_t g = 0; g < n_q; g++) {
+        const float *e = estimates + g * stride;
+        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        for (size_t i = 0; i < n; i += KERN_LANES) {
+            __mmask16 some = avx512_first(kern_min_size(KERN_LANES, n - i));
+            most = _mm512_mask_max_ps(most, some, most, _mm512_maskz_loadu_ps(some, e + i));
+        }
+        const float top = _mm512_reduce_max_ps(most);
+        for (size_t i = 0; i < n; i += KERN_LANES) {
+            __mmask16 some = avx512_first(kern_min_size(KERN_LANES, n - i));
+            sum = _mm512_mask_add_ps(sum, some, sum, avx512_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(some, e + i), _mm512_set1_ps(top))));
+        }
+        out[g] = n ? top + logf(avx512_fold(sum)) : -INFINITY;
+    }
+}
+
+static void votes(const float *estimates, size_t stride, size_t n, size_t n_q, const float *lse_of, bool largest, float *out)
+{
+    const __m512 most = _mm512_set1_ps(KERN_INDEX_VOTE);
+    for (size_t i = 0; i < n; i += KERN_LANES) {
+        __mmask16 some = avx512_first(kern_min_size(KERN_LANES, n - i));
+        __m512 vote = _mm512_setzero_ps();
+        for (size_t g = 0; g < n_q; g++) {
+            __m512 e = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, estimates + g * stride + i), _mm512_set1_ps(lse_of[g]));
+            __m512 v = avx512_exp(_mm512_min_ps(e, most));
+            vote = largest ? _mm512_max_ps(vote, v) : _mm512_add_ps(vote, v);
+        }
+        _mm512_mask_storeu_ps(out + i, some, vote);
+    }
+}
+
+void kern_fill_avx512_index(kern_table *t)
+{
+    t->index_code = index_make_code;
+    t->index_query = prepare;
+    t->index_scan = scan;
+    t->index_lse = lse;
+    t->index_votes = votes;
+}

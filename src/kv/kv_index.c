@@ -1,0 +1,107 @@
+/* kv_index.c - what is made of a page when it is full: its bytes (KV_Q8) and its code (kv.h, "Index"), and the check that codes belong to their rows.
+ *
+ * The one thing to know: making a code and checking it start from the same place, the K that the full page holds; what a sequence has done to get there
+ * plays no part. */
+#include "kern_index.h"
+
+#include "kv_private.h"
+#include "mem.h"
+#include "pool.h"
+
+/* Floats of the K of one page, when they are not read where they lie. */
+static size_t keys_floats(const kv_store *st)
+{
+    return st->type == KV_F32 ? 0 : (size_t)KV_PAGE_ROWS * st->dim;
+}
+
+/* The K of a full page: rows of dim floats, *stride apart, in scratch or in the page itself. */
+static const float *page_keys(const kv_store *st, uint32_t page, uint32_t arena, float *scratch, size_t *stride)
+{
+    const uint8_t *rows = kv_page_rows(st, page, arena);
+    *stride = 2 * (size_t)st->dim;
+    if (st->type == KV_F32) return (const float *)(const void *)rows;
+    *stride = st->dim;
+    const float *k_scale = st->type == KV_Q8 ? kv_page_scales(st, page, arena) : NULL;
+    for (size_t i = 0; i < KV_PAGE_ROWS; i++, rows += st->row_bytes) {
+        float *out = scratch + i * st->dim;
+        if (!k_scale) st->kern->dequant[QUANT_F16](rows, st->dim, out);
+        for (uint32_t d = 0; d < st->dim && k_scale; d++) out[d] = (float)((const int8_t *)rows)[d] * k_scale[d];
+    }
+    return scratch;
+}
+
+static void make_code(const kv_store *st, uint32_t page, uint32_t arena, float *scratch, void *code)
+{
+    size_t stride;
+    const float *k = page_keys(st, page, arena, scratch, &stride);
+    st->kern->index_code(k, stride, KV_PAGE_ROWS, st->dim, st->index_planes, code);
+}
+
+size_t kv_complete_scratch(const kv_store *st)
+{
+    return st->index_planes ? keys_floats(st) : 0;
+}
+
+void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
+{
+    const kv_store *st = s->store;
+    uint32_t arena = st->first_arena[layer] + head;
+    if (!kv_completes(st)) return;
+    for (uint64_t pos = kv_page_start(s->last_opened); pos + KV_PAGE_ROWS <= s->opened; pos += KV_PAGE_ROWS) {
+        uint32_t page = s->pages[pos / KV_PAGE_ROWS];
+        if (st->type == KV_Q8) kv_open_seal(s, arena, pos);
+        if (st->index_planes) make_code(st, page, arena, scratch, kv_page_code(st, page, arena));
+    }
+}
+
+const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page)
+{
+    const kv_store *st = s->store;
+    if (!st->index_planes) return NULL;
+    SPW_ASSERT((page + 1) * KV_PAGE_ROWS <= s->opened);
+    return kv_page_code(st, s->pages[page], st->first_arena[layer] + head);
+}
+
+/* ------------------------------------------------------------------------------------------------- check ---- */
+
+/* Page number at of a sequence, in all layers and heads.  again: room for a code. */
+static spw_status check_page(const kv_seq *s, uint32_t at, float *scratch, uint8_t *again, spw_err *err)
+{
+    const kv_store *st = s->store;
+    for (uint32_t l = 0; l < st->n_layer; l++) {
+        for (uint32_t a = st->first_arena[l]; a < st->first_arena[l + 1]; a++) {
+            const uint8_t *code = kv_page_code(st, s->pages[at], a);
+            size_t i = 0;
+            make_code(st, s->pages[at], a, scratch, again);
+            while (i < st->code_bytes && code[i] == again[i]) i++;
+            if (i == st->code_bytes) continue;
+            return spw_fail(err, SPW_E_FORMAT,
+                            "KV store: invariant 7: the code of page %u (positions from %llu), layer %u, head %u is not that of its rows: byte %zu is 0x%02x, expected 0x%02x",
+                            s->pages[at], (unsigned long long)at * KV_PAGE_ROWS, l, a - st->first_arena[l], i, code[i], again[i]);
+        }
+    }
+    return SPW_OK;
+}
+
+/* A page that several sequences have full is coded again once. */
+spw_status kv_index_check(const kv_store *st, spw_err *err)
+{
+    bool *done = mem_calloc(st->n_pages, sizeof *done);
+    float *scratch = mem_alloc(keys_floats(st) * sizeof *scratch);
+    uint8_t *again = mem_zalloc(st->code_bytes);
+    spw_status status = SPW_OK;
+    if (!done || (keys_floats(st) && !scratch) || !again) status = spw_fail(err, SPW_E_NOMEM, "KV store: out of memory for checking codes");
+    uint64_t mode = pool_float_mode_enter(); /* as on the workers that made them */
+    for (const kv_seq *s = st->seqs; s && !status; s = s->next) {
+        for (uint32_t i = 0; i < s->len / KV_PAGE_ROWS && !status; i++) {
+            if (done[s->pages[i]]) continue;
+            done[s->pages[i]] = true;
+            status = check_page(s, i, scratch, again, err);
+        }
+    }
+    pool_float_mode_leave(mode);
+    mem_free(done);
+    mem_free(scratch);
+    mem_free(again);
+    return status;
+}
