@@ -89,7 +89,7 @@ typedef struct spw_model_info {
     char rope_scaling[16];    /* none, linear, yarn, llama3 */
     uint64_t n_params;        /* elements of all tensors */
     uint64_t weight_bytes;    /* bytes of all tensors */
-    uint64_t kv_bytes_per_pos; /* host KV bytes of one position: all layers, K and V; as halves, or as the engine keeps them */
+    uint64_t kv_bytes_per_pos; /* host KV bytes of one position: all layers, K and V; as halves, or as the engine keeps them, index included */
 } spw_model_info;
 
 /* Opens a GGUF file, or the first part of a split one (the others are found beside it by name).
@@ -193,6 +193,8 @@ typedef struct spw_engine_params {
     float rope_freq_base;          /* 0: the file's */
     uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
     spw_kv_type kv_type;
+    int kv_index;                  /* bit planes of the index of keys, by which policies choose positions: 1, or 2 (default), some 4 or 7 % of the bytes of
+                                    * halves; 0: none.  No effect on what is read in full */
     bool no_repack;                /* compute products in f32 from the file's values: slower, and exact up to f32 rounding.  See spw_load_stats */
 } spw_engine_params;
 
@@ -229,7 +231,7 @@ spw_load_stats spw_engine_load_stats(const spw_engine *e);
 typedef struct spw_memory {
     uint64_t weights;   /* mapped file, read on demand, or the repacked copy in its place */
     uint64_t kv;        /* host KV of n_pos positions */
-    uint64_t kv_bytes_per_pos; /* of one position, of the type that the parameters ask for */
+    uint64_t kv_bytes_per_pos; /* of one position, of the type and with the index that the parameters ask for */
     uint64_t scratch;   /* activations, logits, and K and V that are not bytes yet (SPW_KV_Q8) */
     uint64_t available; /* what the system can give now, file cache included; cgroup and address space limits counted */
 } spw_memory;

@@ -55,7 +55,7 @@ static void write_pass(twin *t, uint32_t first, uint32_t end, uint64_t *seed)
         }
     }
     for (uint32_t l = 0; l < LAYERS; l++)
-        for (uint32_t h = 0; h < heads[l]; h++) kv_seal(t->seq, l, h, ref->quantise_q8);
+        for (uint32_t h = 0; h < heads[l]; h++) kv_complete(t->seq, l, h, NULL);
     for (uint32_t pos = first; pos < end; pos++) {
         kern_span span[KV_MAX_SPANS];
         uint64_t border = kv_border(t->seq, pos);
@@ -142,7 +142,7 @@ static kv_store *new_store(size_t side_bytes)
 {
     spw_err err;
     kv_store *st = NULL;
-    CHECK_OK(kv_store_create(&st, &(kv_config){.type = KV_Q8, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .side_bytes = side_bytes}, &err), err);
+    CHECK_OK(kv_store_create(&st, &(kv_config){.type = KV_Q8, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .side_bytes = side_bytes, .kern = ref}, &err), err);
     return st;
 }
 
@@ -250,7 +250,7 @@ static void test_open_rows_are_few(void)
     static twin a, b;
     a.len = 0;
     const uint64_t page = kv_bytes_per_page(st), halves = 2ull * 2 * DIM * ARENAS * KV_PAGE_ROWS;
-    CHECK(page >= halves / 2 && kv_pos_bytes(KV_Q8, DIM) * ARENAS * KV_PAGE_ROWS >= page - 64 * ARENAS);
+    CHECK(page >= halves / 2 && kv_pos_bytes(KV_Q8, DIM, 0) * ARENAS * KV_PAGE_ROWS >= page - 64 * ARENAS);
     CHECK_OK(kv_seq_create(&a.seq, st, CTX, &err), err);
     CHECK_OK(kv_seq_reserve(a.seq, CTX, &err), err);
     for (uint32_t pos = 0; pos < CTX; pos += KV_PAGE_ROWS) {

@@ -18,7 +18,7 @@ static kv_store *new_store(uint32_t n_head_kv, kv_type type)
 {
     spw_err err;
     kv_store *st = NULL;
-    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = 1, .n_head_kv = &n_head_kv, .dim = 16}, &err), err);
+    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = 1, .n_head_kv = &n_head_kv, .dim = 16, .kern = kern}, &err), err);
     return st;
 }
 
