@@ -98,7 +98,7 @@ KERN_OPT := $(if $(filter -O0 -O1 -Og,$(CFLAGS)),,-O3)
 $(BUILD)/src/kern/kern_avx2_%.o: FILE_FLAGS = $(KERN_OPT) -mavx2 -mfma -mf16c
 $(BUILD)/src/kern/kern_avx512_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_avx512vnni_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
-$(BUILD)/src/kern/kern_avx512vbmi_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/src/kern/kern_avx512vbmi_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mfma -mf16c -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_avx512bf16_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_neon_%.o: FILE_FLAGS = $(KERN_OPT)
 $(BUILD)/src/kern/kern_neondot_%.o: FILE_FLAGS = $(KERN_OPT) -march=armv8.2-a+dotprod
@@ -179,7 +179,7 @@ uninstall:
 TESTS ?= $(C_TESTS) $(REPLAYS) $(PY_TESTS) $(SH_TESTS)
 
 # The one test of parts of the program; they need neither a model nor jansson.
-EVAL_OBJ := $(addprefix $(BUILD)/apps/,eval_tasks.o eval_ruler.o eval_policies.o text_input.o)
+EVAL_OBJ := $(addprefix $(BUILD)/apps/,eval_tasks.o eval_ruler.o eval_policies.o budget.o text_input.o)
 $(BUILD)/tests/test_eval_tasks: $(EVAL_OBJ)
 $(BUILD)/tests/test_eval_tasks: TEST_WITH = -Iapps $(EVAL_OBJ)
 

@@ -25,7 +25,7 @@ bool html_check(const char *path)
     return true;
 }
 
-static void put_text(FILE *f, const char *s)
+void html_put_text(FILE *f, const char *s)
 {
     for (; *s; s++) {
         if (*s == '<') fputs("&lt;", f);
@@ -44,7 +44,7 @@ static const char *text_of(const json_t *object, const char *key)
 
 /* ---------------------------------------------------------------------------------- divergence against bytes ---- */
 
-enum { CHART_W = 760, CHART_H = 420, LEFT = 76, RIGHT = 150, TOP = 16, BOTTOM = 52, LABEL_H = 14, LETTER_W = 7 };
+enum { CHART_W = 1040, CHART_H = 560, LEFT = 76, RIGHT = 150, TOP = 16, BOTTOM = 52, LABEL_H = 14, LETTER_W = 7, DOT_R = 5, BESIDE = 9 };
 
 /* Scale of the divergence: powers of ten, from low to high. */
 typedef struct chart {
@@ -101,24 +101,42 @@ static void put_axes(FILE *f, const chart *c)
     fprintf(f, "<text transform=\"translate(16 %d) rotate(-90)\" text-anchor=\"middle\">Kullback-Leibler divergence</text>\n", TOP + (CHART_H - TOP - BOTTOM) / 2);
 }
 
+/* A dot or a label: its left edge, its middle. */
 typedef struct label_box {
-    double x, y, width;
+    double x, y, width, height;
 } label_box;
 
-static bool is_free(const label_box *taken, size_t n, double x, double y, double width)
+static bool is_free(const label_box *taken, size_t n, const label_box *b)
 {
-    for (size_t i = 0; i < n; i++)
-        if (x < taken[i].x + taken[i].width && taken[i].x < x + width && fabs(taken[i].y - y) < LABEL_H) return false;
+    for (size_t i = 0; i < n; i++) {
+        const label_box *t = &taken[i];
+        if (b->x < t->x + t->width && t->x < b->x + b->width && fabs(t->y - b->y) < (t->height + b->height) / 2) return false;
+    }
     return true;
 }
 
-/* A place for label n right of (x, y), as near to it as the ones before leave room; returns its y. */
-static double place_label(double x, double y, const char *label, label_box *taken, size_t n)
+/* A place for a label right or left of the dot at (x, y), as near to it as what is there leaves room. */
+static label_box place_label(double x, double y, const char *label, label_box *taken, size_t n)
 {
-    double width = LETTER_W * (double)strlen(label), at = y;
-    for (int k = 1; !is_free(taken, n, x, at, width); k++) at = y + (k % 2 ? 1 : -1) * (k + 1) / 2 * LABEL_H / 2.0;
-    taken[n] = (label_box){x, at, width};
-    return at;
+    double width = LETTER_W * (double)strlen(label);
+    label_box b = {x + BESIDE, y, width, LABEL_H};
+    for (int k = 1; !is_free(taken, n, &b) && k < CHART_H; k++) {
+        bool left = k % 2 && x - BESIDE - width > LEFT;
+        int step = k / 2;
+        b.x = left ? x - BESIDE - width : x + BESIDE;
+        b.y = y + (step % 2 ? 1 : -1) * ((step + 1) / 2) * LABEL_H / 2.0;
+    }
+    return taken[n] = b;
+}
+
+/* The label, and a line to its dot where it had to move away. */
+static void put_label(FILE *f, double x, double y, const label_box *b, const char *label, const char *colour)
+{
+    if (fabs(b->y - y) > LABEL_H / 2.0)
+        fprintf(f, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"0.7\"/>\n", x, y, b->x > x ? b->x - 1 : b->x + b->width + 1, b->y, colour);
+    fprintf(f, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\"%s style=\"fill:%s\">", b->x > x ? b->x : b->x + b->width, b->y + 4, b->x > x ? "" : " text-anchor=\"end\"", colour);
+    html_put_text(f, label);
+    fputs("</text>\n", f);
 }
 
 static bool same_family(const char *a, const char *b)
@@ -144,7 +162,7 @@ static void put_divergence(FILE *f, const json_t *rows)
     static const char *const colours[] = {"#4477aa", "#ee6677", "#228833", "#aa3377", "#b8860b", "#3a9bc1", "#d2691e", "#777777"};
     chart c = find_scale(rows);
     size_t i, n = json_array_size(rows);
-    label_box *taken = app_alloc(n * sizeof *taken);
+    label_box *taken = app_alloc((2 * n + 1) * sizeof *taken); /* dots, then labels */
     size_t *family = app_alloc(n * sizeof *family);
     number_families(rows, family);
     json_t *row;
@@ -152,14 +170,17 @@ static void put_divergence(FILE *f, const json_t *rows)
     put_axes(f, &c);
     json_array_foreach(rows, i, row) {
         double x = chart_x(json_number_value(json_object_get(row, "share_read"))), y = chart_y(&c, json_number_value(json_object_get(row, "kld_mean")));
+        taken[i] = (label_box){x - DOT_R, y, 2 * DOT_R, 2 * DOT_R};
         double median = chart_y(&c, json_number_value(json_object_get(row, "kld_median"))), p99 = chart_y(&c, json_number_value(json_object_get(row, "kld_p99")));
         const char *colour = colours[family[i] % (sizeof colours / sizeof *colours)];
-        double at = place_label(x, y, text_of(row, "policy"), taken, i);
-        fprintf(f, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"1.5\" opacity=\"0.6\"/>"
-                   "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\" fill=\"%s\"/>\n<text x=\"%.1f\" y=\"%.1f\" style=\"fill:%s\">",
-                x, p99, x, median, colour, x, y, colour, x + 9, at + 4, colour);
-        put_text(f, text_of(row, "policy"));
-        fputs("</text>\n", f);
+        fprintf(f, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"1.5\" opacity=\"0.4\"/><circle cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\" fill=\"%s\"/>\n",
+                x, p99, x, median, colour, x, y, colour);
+    }
+    for (i = 0; i < n; i++) {
+        double x = taken[i].x + DOT_R, y = taken[i].y;
+        const char *label = text_of(json_array_get(rows, i), "policy"), *colour = colours[family[i] % (sizeof colours / sizeof *colours)];
+        label_box b = place_label(x, y, label, taken, n + i);
+        put_label(f, x, y, &b, label, colour);
     }
     free(taken);
     free(family);
@@ -187,7 +208,7 @@ static size_t distinct(const json_t *rows, const char *policy, const char *key, 
 
 static void put_value(FILE *f, const json_t *v)
 {
-    if (json_is_string(v)) put_text(f, json_string_value(v));
+    if (json_is_string(v)) html_put_text(f, json_string_value(v));
     else if (json_is_integer(v)) fprintf(f, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
 }
 
@@ -222,7 +243,7 @@ static void put_map(FILE *f, const json_t *rows, const char *policy, const char 
     size_t nx = distinct(rows, policy, x_key, xs), ny = y_key ? distinct(rows, policy, y_key, ys) : 1;
     int left = y_key ? MAP_LEFT : 4, width = left + (int)nx * MAP_W + 8, height = MAP_TOP + (int)ny * MAP_H + 22;
     fputs("<figure><figcaption>", f);
-    put_text(f, policy);
+    html_put_text(f, policy);
     fprintf(f, "</figcaption><svg viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" role=\"img\">\n", width, height, width, height);
     for (size_t j = 0; j < ny; j++) {
         if (y_key) {
@@ -319,7 +340,7 @@ static const char style[] =
     "h1{font-size:1.5em;margin-bottom:0}h2{font-size:1.15em;margin-top:2em}.settings{color:#777;font-size:.9em}"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85em;display:block;overflow-x:auto}"
     "th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}.name{text-align:left}"
-    "svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:currentColor}.grid{stroke:#8884}"
+    "svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:currentColor}.grid{stroke:#8884}svg text.label{paint-order:stroke;stroke:Canvas;stroke-width:3px}"
     ".maps{display:flex;flex-wrap:wrap;gap:1.5em}figure{margin:0}figcaption{font-weight:600}";
 
 bool html_write(const char *path, const json_t *report, const char *rows_key, const report_column *columns, size_t n_columns)
@@ -329,14 +350,15 @@ bool html_write(const char *path, const json_t *report, const char *rows_key, co
     const json_t *rows = json_object_get(report, rows_key);
     const char *measure = text_of(report, "measure"), *model = text_of(report, "model"), *slash = strrchr(model, '/');
     fprintf(f, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\n<title>%s, ", measure);
-    put_text(f, slash ? slash + 1 : model);
+    html_put_text(f, slash ? slash + 1 : model);
     fprintf(f, "</title>\n<style>%s</style></head><body>\n<h1>spillway eval %s: ", style, measure);
-    put_text(f, slash ? slash + 1 : model);
+    html_put_text(f, slash ? slash + 1 : model);
     fputs("</h1>\n", f);
     put_settings(f, report);
     if (strcmp(measure, "kld") == 0) put_divergence(f, rows);
     else put_maps(f, report, rows);
     put_table(f, rows, columns, n_columns);
+    if (strcmp(measure, "kld") == 0) html_put_layers(f, json_object_get(report, "layers"));
     put_json(f, report);
     fputs("</body></html>\n", f);
     errno = 0;

@@ -2,7 +2,7 @@
  *
  * The first part of each chunk is read densely, once; then the rest is appended token by token to a dense lane and to one lane for each
  * policy, all of them in step, so that one row of logits a lane is all that is held.  A policy `full` is one more lane, and must come out
- * at 0. */
+ * at 0.  The lanes of policies are watched: every layer of theirs attends to everything as well, from their own hidden states. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -12,6 +12,7 @@
 #include "eval.h"
 #include "eval_html.h"
 #include "eval_lanes.h"
+#include "eval_layers.h"
 #include "eval_report.h"
 #include "eval_store.h"
 #include "report.h"
@@ -34,6 +35,7 @@ typedef struct kld_sums {
     json_t *kld; /* of each prediction, in order */
     size_t same_top;
     double nll, nll_full;
+    eval_layers layers;
 } kld_sums;
 
 /* log of the sum of exponentials; *top is the first of the largest. */
@@ -76,6 +78,7 @@ static json_t *chunk_result(const kld_sums *s, const spw_session *session)
     json_object_set_new(v, "middle", report_count(stats.middle_bytes));
     json_object_set_new(v, "read", report_count(stats.read_bytes));
     json_object_set_new(v, "rows", report_count(stats.read_rows_bytes));
+    json_object_set_new(v, "layers", layers_sums(&s->layers));
     return v;
 }
 
@@ -97,6 +100,15 @@ static size_t find_wanted(const kld_run *r, size_t chunk, bool *wanted)
     return n;
 }
 
+static void watch_lanes(kld_run *r, kld_sums *sums)
+{
+    for (size_t k = 1; k < r->lanes.n; k++) {
+        const lane *a = &r->lanes.v[k];
+        layers_truth truth = r->flags->no_truth ? LAYERS_NO_TRUTH : policy_is_full(&r->policies.v[a->policy]) ? LAYERS_EXACT : LAYERS_MEASURED;
+        layers_watch(&sums[k].layers, a->session, r->model.info->n_layer, truth);
+    }
+}
+
 /* The last token predicts nothing that is known: it is not evaluated. */
 static bool measure_chunk(kld_run *r, size_t chunk, const bool *wanted)
 {
@@ -107,6 +119,7 @@ static bool measure_chunk(kld_run *r, size_t chunk, const bool *wanted)
     unit_name(unit, chunk);
     bool ok = lanes_read(&r->lanes, t, first) && lanes_fork(&r->lanes, wanted, true);
     for (size_t k = 0; k < r->lanes.n; k++) sums[k].kld = json_array();
+    if (ok) watch_lanes(r, sums);
     for (size_t at = first; ok && at + 1 < r->ctx; at++) {
         for (size_t k = 0; k < r->lanes.n; k++) r->lanes.v[k].next = t[at];
         ok = lanes_step(&r->lanes);
@@ -116,9 +129,20 @@ static bool measure_chunk(kld_run *r, size_t chunk, const bool *wanted)
     for (size_t k = 0; k < r->lanes.n; k++) {
         const lane *a = &r->lanes.v[k];
         if (ok && a->policy != LANE_DENSE) ok = store_add(&r->store, r->policies.v[a->policy].label, unit, chunk_result(&sums[k], a->session));
+        if (a->session) spw_session_observe(a->session, NULL, NULL, false);
+        layers_free(&sums[k].layers);
         json_decref(sums[k].kld);
     }
     return ok;
+}
+
+/* Chunks that are done, up to the first that is not. */
+static size_t count_done(const kld_run *r)
+{
+    bool wanted[LIST_MAX];
+    size_t n = 0;
+    while (n < r->n_chunks && find_wanted(r, n, wanted) == 0) n++;
+    return n;
 }
 
 static bool measure_chunks(kld_run *r)
@@ -148,7 +172,8 @@ static double percentile(const double *v, size_t n, double share)
     return low + 1 < n ? v[low] + (at - (double)low) * (v[low + 1] - v[low]) : v[n - 1];
 }
 
-static json_t *policy_row(const kld_run *r, const char *label)
+/* The row of a policy; layers, which are empty, become what it did by layer and head. */
+static json_t *policy_row(const kld_run *r, const char *label, eval_layers *layers)
 {
     double *kld = app_alloc(r->n_chunks * r->n_eval * sizeof *kld), sum = 0, nll = 0, nll_full = 0;
     size_t n = 0, i;
@@ -164,6 +189,7 @@ static json_t *policy_row(const kld_run *r, const char *label)
         nll += json_number_value(json_object_get(result, "nll"));
         nll_full += json_number_value(json_object_get(result, "nll_full"));
         share_add(&share, result);
+        layers_add(layers, json_object_get(result, "layers"));
     }
     qsort(kld, n, sizeof *kld, compare_doubles);
     json_object_set_new(row, "policy", json_string(label));
@@ -176,8 +202,7 @@ static json_t *policy_row(const kld_run *r, const char *label)
     json_object_set_new(row, "ppl", report_real(exp(nll / (double)n)));
     json_object_set_new(row, "ppl_full", report_real(exp(nll_full / (double)n)));
     share_set(row, &share);
-    json_object_set_new(row, "mass", json_null());
-    json_object_set_new(row, "output_error", json_null());
+    layers_set(row, layers);
     json_object_set_new(row, "n_predictions", report_count(n));
     free(kld);
     return row;
@@ -188,9 +213,18 @@ static int report_kld(const kld_run *r)
     static const report_column columns[] = {{"policy", 0}, {"kld_mean", 6}, {"kld_median", 6}, {"kld_p99", 5}, {"kld_p999", 5}, {"kld_max", 4}, {"same_top", 4},
                                             {"ppl", 4}, {"ppl_full", 4}, {"share_read", 4}, {"share_rows", 4}, {"mass", 4}, {"output_error", 4}};
     char note[160];
-    json_t *v = report_begin(r->flags, &r->model, "kld", r->seed), *rows = json_array();
-    for (size_t i = 0; i < r->policies.n; i++) json_array_append_new(rows, policy_row(r, r->policies.v[i].label));
+    json_t *v = report_begin(r->flags, &r->model, "kld", r->seed), *rows = json_array(), *maps = json_array();
+    for (size_t i = 0; i < r->policies.n; i++) {
+        const char *label = r->policies.v[i].label;
+        eval_layers layers = {0};
+        json_array_append_new(rows, policy_row(r, label, &layers));
+        json_t *map = layers_means(&layers);
+        json_object_set_new(map, "policy", json_string(label));
+        json_array_append_new(maps, map);
+        layers_free(&layers);
+    }
     json_object_set_new(v, "policies", rows);
+    json_object_set_new(v, "layers", maps);
     json_object_set_new(v, "ctx", report_count(r->ctx));
     json_object_set_new(v, "chunks", report_count(r->n_chunks));
     json_object_set_new(v, "eval_tokens", report_count(r->n_eval));
@@ -226,6 +260,7 @@ static bool open_store(kld_run *r, const text *input)
     json_object_set_new(header, "text_hash", json_string(hash));
     json_object_set_new(header, "ctx", report_count(r->ctx));
     json_object_set_new(header, "eval_tokens", report_count(r->n_eval));
+    json_object_set_new(header, "truth", json_boolean(!r->flags->no_truth));
     return store_open(&r->store, r->flags->resume, header);
 }
 
@@ -234,7 +269,11 @@ static int measure(kld_run *r, const text *input)
     if (!cut_text(r, input) || !lanes_open(&r->lanes, &r->model, r->flags, &r->policies)) return EXIT_FAILED;
     if ((r->flags->html && !html_check(r->flags->html)) || !open_store(r, input)) return EXIT_FAILED;
     r->dense = app_alloc(r->lanes.n_vocab * sizeof *r->dense);
-    return measure_chunks(r) ? report_kld(r) : EXIT_FAILED;
+    bool ok = measure_chunks(r);
+    if (!r->lanes.interrupted) return ok ? report_kld(r) : EXIT_FAILED;
+    size_t wanted = r->n_chunks;
+    r->n_chunks = count_done(r);
+    return report_interrupted(&r->model, r->n_chunks, wanted, "chunks", r->n_chunks ? report_kld(r) : EXIT_OK);
 }
 
 /* What the flags say; false after one line of complaint. */
@@ -260,7 +299,7 @@ int eval_kld(const options *o)
     char why[600];
     int code = EXIT_FAILED;
     if (!check_flags(&r)) return EXIT_USAGE;
-    if (loading_check(&r.model, &command_eval, o, r.ctx)) {
+    if (loading_check_forks(&r.model, &command_eval, o, r.ctx, r.policies.n + 1, policies_positions(&r.policies, r.ctx, r.n_eval))) {
         if (!text_read(&input, o->file, why, sizeof why)) report_error(command_eval.name, "%s", why);
         else if (loading_open(&r.model, o)) code = measure(&r, &input);
     }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "generate.h"
 #include "report.h"
 #include "text_input.h"
 
@@ -22,6 +23,7 @@ bool lanes_open(lanes *l, const loaded *model, const options *o, const policy_li
     dense.kv_policy = "full";
     if (spw_session_create(&l->base, model->engine, &dense, &err) != SPW_OK) return complain(l, &err);
     l->logits = app_alloc((policies->n + 1) * l->n_vocab * sizeof *l->logits);
+    generate_watch_interrupts();
     return true;
 }
 
@@ -39,6 +41,11 @@ void lanes_close(lanes *l)
     *l = (lanes){0};
 }
 
+static bool is_interrupted(lanes *l)
+{
+    return l->interrupted = generate_interrupted();
+}
+
 bool lanes_read(lanes *l, const int32_t *ids, size_t n)
 {
     spw_err err = {0};
@@ -47,6 +54,7 @@ bool lanes_read(lanes *l, const int32_t *ids, size_t n)
     if (spw_session_truncate(l->base, 0, &err) != SPW_OK) return complain(l, &err);
     for (size_t at = 0; at < n;) {
         size_t take = n - at < batch ? n - at : batch;
+        if (is_interrupted(l)) return false;
         if (spw_session_eval(l->base, ids + at, take, &err) != SPW_OK) return complain(l, &err);
         at += take;
         l->done += take;
@@ -82,6 +90,7 @@ bool lanes_step(lanes *l)
     spw_err err = {0};
     spw_work work[LANES_MAX];
     size_t n = 0;
+    if (is_interrupted(l)) return false;
     for (size_t i = 0; i < l->n; i++) {
         lane *a = &l->v[i];
         if (a->next >= 0) work[n++] = (spw_work){.session = a->session, .tokens = &a->next, .n = 1, .kind = SPW_DECODE, .logits = a->logits, .n_logits = 1};

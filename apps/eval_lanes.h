@@ -29,9 +29,10 @@ typedef struct lanes {
     float *logits; /* of all lanes */
     progress bar;  /* begun by the caller, with the tokens of all texts */
     size_t done;   /* tokens read */
+    bool interrupted; /* by Ctrl-C: what runs returned false without a complaint */
 } lanes;
 
-/* False after one line of complaint, also where the library does not know a policy; to be closed in any case. */
+/* False after one line of complaint, also where the library does not know a policy; to be closed in any case.  From now on Ctrl-C ends lanes_read and lanes_step, a second one kills. */
 bool lanes_open(lanes *l, const loaded *model, const options *o, const policy_list *policies);
 void lanes_close(lanes *l);
 /* Forgets everything and reads a text. */

@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_POLICIES "full,window"
+#include "budget.h"
 
-/* What may follow a name; one that is not listed takes [block:]budget. */
+#define DEFAULT_POLICIES "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02"
+
+/* What may follow a name; one that is not listed takes [block:]budget[:rule=value]. */
 static const struct {
     const char *name;
     const char *takes; /* "": nothing */
@@ -18,7 +20,7 @@ static const char *takes(const char *name)
 {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
         if (strcmp(forms[i].name, name) == 0) return forms[i].takes;
-    return "[block:]budget";
+    return "[block:]budget[:rule=value]";
 }
 
 /* A number that is the whole of part and at least min. */
@@ -29,11 +31,39 @@ static bool parse_number(const char *part, double min, double *out)
     return end != part && *end == '\0' && isfinite(*out) && *out >= min;
 }
 
+/* How many positions `adaptive` reads, as name=value; part is cut at its '='. */
+static bool parse_rule(policy_spec *s, char *part)
+{
+    static const char *const rules[] = {[SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error"};
+    char *value = strchr(part, '=');
+    *value++ = '\0';
+    for (size_t i = SPW_KV_THRESHOLD; i < sizeof rules / sizeof *rules; i++) {
+        if (strcmp(rules[i], part) != 0) continue;
+        s->rule = (int)i;
+        return parse_number(value, 0, &s->limit) && s->limit > 0 && s->limit < 1;
+    }
+    return false;
+}
+
+/* [block:]budget[:rule=value] */
+static bool parse_budget(policy_spec *s, char **part, size_t n)
+{
+    double block = 0;
+    if (n && strchr(part[n - 1], '=')) {
+        if (!parse_rule(s, part[--n])) return false;
+    }
+    if (n > 2 || (n && !budget_read(part[n - 1], &s->budget))) return false;
+    if (n == 2 && !(parse_number(part[0], 1, &block) && block == floor(block) && block <= 1 << 20)) return false;
+    s->block = (int64_t)block;
+    return true;
+}
+
 static bool parse_spec(policy_spec *s, const char *word, size_t len, char *why, size_t cap)
 {
-    char parts[sizeof s->label], *part[3] = {0};
+    enum { PARTS = 4 };
+    char parts[sizeof s->label], *part[PARTS] = {0};
     size_t n = 0;
-    *s = (policy_spec){.budget = -1, .beta = -1};
+    *s = (policy_spec){.budget = -1, .beta = -1, .rule = -1};
     if (len == 0 || len >= sizeof s->label) {
         snprintf(why, cap, "expected policies separated by commas, found '%.*s'", (int)(len < 80 ? len : 80), word);
         return false;
@@ -43,17 +73,15 @@ static bool parse_spec(policy_spec *s, const char *word, size_t len, char *why, 
     for (char *p = parts; p; n++) {
         char *colon = strchr(p, ':');
         if (colon) *colon++ = '\0';
-        if (n < 3) part[n] = p;
+        if (n < PARTS) part[n] = p;
         p = colon;
     }
     snprintf(s->name, sizeof s->name, "%s", part[0]);
     const char *form = takes(part[0]);
-    double block = 0;
-    bool ok = n <= 3 && *part[0] && strlen(part[0]) < sizeof s->name;
+    bool ok = n <= PARTS && *part[0] && strlen(part[0]) < sizeof s->name;
     if (*form == '\0') ok = ok && n == 1;
     else if (strcmp(form, "beta") == 0) ok = ok && n <= 2 && (n == 1 || parse_number(part[1], 0, &s->beta));
-    else ok = ok && (n == 1 || options_read_budget(part[n - 1], &s->budget)) && (n < 3 || (parse_number(part[1], 1, &block) && block == floor(block) && block <= 1 << 20));
-    s->block = (int64_t)block;
+    else ok = ok && parse_budget(s, part + 1, n - 1);
     if (!ok) snprintf(why, cap, "expected %s%s%s, found '%s'", *part[0] ? part[0] : "name", *form ? ":" : " alone", form, s->label);
     return ok;
 }
@@ -94,6 +122,32 @@ void policy_apply(const policy_spec *spec, spw_session_params *params)
     if (spec->budget >= 0) params->kv_budget = spec->budget;
     if (spec->block) params->kv_block = (uint32_t)spec->block;
     if (spec->beta >= 0) params->kv_beta = spec->beta;
+    if (spec->rule < 0) return;
+    params->kv_rule = (spw_kv_rule)spec->rule;
+    if (spec->rule == SPW_KV_ERROR) params->kv_error = spec->limit;
+    else params->kv_threshold = spec->limit;
+}
+
+bool policy_is_full(const policy_spec *spec)
+{
+    return strcmp(spec->name, "full") == 0;
+}
+
+/* Share of the K and V that a policy keeps once more.  quest: two halves for each element of a block's keys.  hgca: rows that each query head keeps by itself; measured on real
+ * models, where beta 1 keeps some 2 to 15 % for a head, and 4 to 8 heads share K and V. */
+static double kept_share(const policy_spec *spec)
+{
+    if (strcmp(spec->name, "quest") == 0) return 1.0 / (spec->block ? (double)spec->block : 16);
+    if (strcmp(spec->name, "hgca") == 0) return spec->beta > 0.1 || spec->beta < 0 ? 0.6 : 6;
+    return 0;
+}
+
+uint64_t policies_positions(const policy_list *list, uint64_t n_ctx, uint64_t n_new)
+{
+    const uint64_t pages = 256; /* the last one shared is copied, the last one new is not full */
+    double kept = 0;
+    for (size_t i = 0; i < list->n; i++) kept += kept_share(&list->v[i]);
+    return (uint64_t)(kept * (double)n_ctx) + list->n * (n_new + pages);
 }
 
 bool policies_check(const policy_list *list, spw_engine *e, const spw_session_params *params, spw_err *err)

@@ -1,6 +1,6 @@
 /* eval_policies.h - the policies that eval compares: from --policies to the parameters of a session.
  *
- * A policy is written name[:block]:budget, or hgca:beta; a name alone stands for the defaults. */
+ * A policy is written name[:block]:budget[:rule=value], or hgca:beta; a name alone stands for the defaults. */
 #ifndef SPW_APP_EVAL_POLICIES_H
 #define SPW_APP_EVAL_POLICIES_H
 
@@ -12,6 +12,8 @@ typedef struct policy_spec {
     int64_t block;  /* positions; 0: not given */
     double budget;  /* up to 1 a share of the middle, above 1 positions, 0: the policy's own rule; negative: not given */
     double beta;    /* negative: not given */
+    int rule;       /* spw_kv_rule; negative: not given */
+    double limit;   /* of the rule */
 } policy_spec;
 
 typedef struct policy_list {
@@ -24,6 +26,11 @@ typedef struct policy_list {
 bool policies_parse(policy_list *out, const word_list *written, char *why, size_t cap);
 /* Sets what spec says in *params. */
 void policy_apply(const policy_spec *spec, spw_session_params *params);
+/* Whether a policy reads everything always. */
+bool policy_is_full(const policy_spec *spec);
+/* Positions whose K and V take about the memory of one session for each policy, forked from n_ctx positions, to which n_new are appended: their own rows,
+ * and what the policies keep. */
+uint64_t policies_positions(const policy_list *list, uint64_t n_ctx, uint64_t n_new);
 /* Whether the library takes every one of them; params says the rest.  *err holds its own words. */
 bool policies_check(const policy_list *list, spw_engine *e, const spw_session_params *params, spw_err *err);
 

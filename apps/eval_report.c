@@ -48,6 +48,14 @@ json_t *report_dependencies(const options *o, const loaded *l, const char *measu
     json_object_set_new(v, "kv_type", json_string(o->cache_k));
     json_object_set_new(v, "kv_sink", json_integer(o->kv_sink));
     json_object_set_new(v, "kv_window", json_integer(o->kv_window));
+    json_object_set_new(v, "sparse_min_ctx", json_integer(o->sparse_min_ctx));
+    json_object_set_new(v, "kv_budget", o->kv_budget < 0 ? json_null() : json_real(o->kv_budget));
+    json_object_set_new(v, "kv_block", json_string(o->kv_block ? o->kv_block : ""));
+    json_object_set_new(v, "kv_rule", json_string(o->kv_rule));
+    json_object_set_new(v, "kv_threshold", json_real(o->kv_threshold));
+    json_object_set_new(v, "kv_error", json_real(o->kv_error));
+    json_object_set_new(v, "kv_beta", json_real(o->kv_beta));
+    json_object_set_new(v, "kv_index", json_string(o->kv_index ? o->kv_index : ""));
     json_object_set_new(v, "rope_scaling", json_string(o->rope_scaling ? o->rope_scaling : ""));
     json_object_set_new(v, "rope_scale", json_real(o->rope_scale));
     json_object_set_new(v, "rope_freq_base", json_real(o->rope_freq_base));
@@ -128,6 +136,12 @@ int report_rows(const options *o, json_t *report, const char *rows, const report
     if (note && !o->csv) printf("%s\n", note);
     json_decref(report);
     return report_finish(command_eval.name);
+}
+
+int report_interrupted(const loaded *l, size_t done, size_t of, const char *what, int code)
+{
+    report_warning(l->command, "interrupted: %zu of %zu %s were done", done, of, what);
+    return code == EXIT_OK ? EXIT_INTERRUPTED : code;
 }
 
 void share_add(share_sums *s, const json_t *result)

@@ -169,6 +169,17 @@ static bool find_context(const retrieval *r, uint64_t *n_ctx)
     return true;
 }
 
+/* Tokens that a policy's session takes beyond the text that all share, at most. */
+static size_t new_tokens(const retrieval *r)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < r->n_cells; i++) {
+        size_t n = r->cells[i].n_turns * (task_new_tokens(r->cells[i].kind) + 64);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
 static size_t find_wanted(const retrieval *r, const task_cell *c, size_t sample, bool *wanted)
 {
     char unit[UNIT];
@@ -202,6 +213,16 @@ static bool run_sample(retrieval *r, task_cell *c, size_t index, const bool *wan
     for (size_t i = 0; !ok && i < r->policies.n; i++) json_decref(results[i]);
     task_free(&sample);
     return ok;
+}
+
+/* Samples that every policy has answered. */
+static size_t count_done(const retrieval *r)
+{
+    bool wanted[LIST_MAX];
+    size_t n = 0;
+    for (size_t c = 0; c < r->n_cells; c++)
+        for (size_t i = 0; i < r->n_samples; i++) n += find_wanted(r, &r->cells[c], i, wanted) == 0;
+    return n;
 }
 
 static bool run_samples(retrieval *r)
@@ -240,6 +261,7 @@ static void add_turn(const retrieval *r, const char *policy, const task_cell *c,
     for (size_t i = 0; i < r->n_samples; i++) {
         unit_name(unit, c, i);
         const json_t *t = json_array_get(json_object_get(store_find(&r->store, policy, unit), "turns"), turn);
+        if (!t) continue; /* interrupted before */
         s->score += json_number_value(json_object_get(t, "score"));
         s->n++;
         share_add(&s->share, t);
@@ -278,9 +300,11 @@ static void add_rows(const retrieval *r, const char *policy, json_t *rows, json_
             row_sums s = {0};
             add_turn(r, policy, &r->cells[c], t, &s);
             add_turn(r, policy, &r->cells[c], t, &all);
+            if (s.n == 0) continue;
             json_array_append_new(rows, cell_row(r, policy, &r->cells[c], t, &s));
         }
     }
+    if (all.n == 0) return;
     json_t *row = json_object();
     json_object_set_new(row, "policy", json_string(policy));
     set_score(r, row, &all);
@@ -337,7 +361,10 @@ static int run(retrieval *r)
     if (!question_template(r->flags, r->model.vocab, &r->form.chat_template) || !lanes_open(&r->lanes, &r->model, r->flags, &r->policies) ||
         (r->flags->html && !html_check(r->flags->html)) || !open_store(r))
         return EXIT_FAILED;
-    return run_samples(r) ? report_retrieval(r) : EXIT_FAILED;
+    bool ok = run_samples(r);
+    if (!r->lanes.interrupted) return ok ? report_retrieval(r) : EXIT_FAILED;
+    size_t done = count_done(r);
+    return report_interrupted(&r->model, done, r->n_cells * r->n_samples, "samples", done ? report_retrieval(r) : EXIT_OK);
 }
 
 static int measure(const options *o, const char *name)
@@ -350,7 +377,9 @@ static int measure(const options *o, const char *name)
     if (!policies_parse(&r.policies, &o->policies, why, sizeof why)) report_error(command_eval.name, "--policies: %s", why);
     else if (add_cells(&r)) {
         code = EXIT_FAILED;
-        if (read_haystack(&r) && find_context(&r, &n_ctx) && loading_check(&r.model, &command_eval, o, n_ctx) && loading_open(&r.model, o)) code = run(&r);
+        if (read_haystack(&r) && find_context(&r, &n_ctx) &&
+            loading_check_forks(&r.model, &command_eval, o, n_ctx, r.policies.n, policies_positions(&r.policies, n_ctx, new_tokens(&r))) && loading_open(&r.model, o))
+            code = run(&r);
     }
     lanes_close(&r.lanes);
     store_close(&r.store);

@@ -8,26 +8,34 @@
 
 #include "report.h"
 
-static uint64_t needed(const spw_memory *m)
+/* Of sessions that were forked from one. */
+typedef struct forks {
+    size_t n;
+    uint64_t positions; /* that they hold beside it */
+    uint32_t n_vocab;
+} forks;
+
+static uint64_t needed(const spw_memory *m, const forks *more)
 {
-    return m->weights + m->kv + m->scratch;
+    uint64_t logits = 3 * sizeof(float) * (uint64_t)more->n_vocab; /* two rows of a session, one that its owner keeps */
+    return m->weights + m->kv + m->scratch + more->positions * m->kv_bytes_per_pos + more->n * logits;
 }
 
 /* The largest context up to n_ctx whose needs fit what is available; 0: none does. */
-static uint64_t largest_fit(const spw_file *f, const spw_engine_params *p, uint64_t n_ctx)
+static uint64_t largest_fit(const spw_file *f, const spw_engine_params *p, uint64_t n_ctx, const forks *more)
 {
     const uint64_t grain = 128; /* whole pages of the store */
     uint64_t low = 0, high = n_ctx / grain;
     while (low < high) {
         uint64_t middle = low + (high - low + 1) / 2;
         spw_memory m;
-        if (spw_file_memory(f, middle * grain, p, &m, NULL) == SPW_OK && needed(&m) <= m.available) low = middle;
+        if (spw_file_memory(f, middle * grain, p, &m, NULL) == SPW_OK && needed(&m, more) <= m.available) low = middle;
         else high = middle - 1;
     }
     return low * grain;
 }
 
-static bool check_memory(loaded *l, const spw_file *f, const options *o, bool may_lower)
+static bool check_memory(loaded *l, const spw_file *f, const options *o, bool may_lower, const forks *more)
 {
     spw_engine_params p = options_engine(o);
     spw_memory m;
@@ -37,9 +45,9 @@ static bool check_memory(loaded *l, const spw_file *f, const options *o, bool ma
         report_file_error(l->command, o->model, &err);
         return false;
     }
-    if (needed(&m) <= m.available) return true;
-    report_bytes(needed(&m), need), report_bytes(m.available, have);
-    uint64_t fits = largest_fit(f, &p, l->n_ctx);
+    if (needed(&m, more) <= m.available) return true;
+    report_bytes(needed(&m, more), need), report_bytes(m.available, have);
+    uint64_t fits = largest_fit(f, &p, l->n_ctx, more);
     if (fits == 0 || !may_lower) {
         char hint[80] = "";
         if (fits) snprintf(hint, sizeof hint, "; -c %" PRIu64 " would fit", fits);
@@ -52,7 +60,7 @@ static bool check_memory(loaded *l, const spw_file *f, const options *o, bool ma
     return true;
 }
 
-static bool check_info(loaded *l, const spw_file *f, const options *o, uint64_t n_ctx)
+static bool check_info(loaded *l, const spw_file *f, const options *o, uint64_t n_ctx, uint32_t *n_vocab)
 {
     spw_model_info info = {0};
     spw_err err = {0};
@@ -68,6 +76,7 @@ static bool check_info(loaded *l, const spw_file *f, const options *o, uint64_t 
         report_error(l->command, "%s: does not state its trained context: give one with -c", o->model);
         return false;
     }
+    *n_vocab = info.n_vocab;
     l->n_ctx = n_ctx ? n_ctx : info.n_ctx_train;
     bool stretched = o->rope_scaling && strcmp(o->rope_scaling, "none") != 0;
     double reach = (double)(o->yarn_orig_ctx ? o->yarn_orig_ctx : info.n_ctx_train) * (stretched && o->rope_scale > 1 ? o->rope_scale : 1);
@@ -79,7 +88,7 @@ static bool check_info(loaded *l, const spw_file *f, const options *o, uint64_t 
     return true;
 }
 
-bool loading_check(loaded *l, const command *c, const options *o, uint64_t n_ctx)
+static bool check(loaded *l, const command *c, const options *o, uint64_t n_ctx, forks more)
 {
     spw_file *f = NULL;
     spw_err err = {0};
@@ -88,9 +97,19 @@ bool loading_check(loaded *l, const command *c, const options *o, uint64_t n_ctx
         report_file_error(c->name, o->model, &err);
         return false;
     }
-    bool ok = check_info(l, f, o, n_ctx) && check_memory(l, f, o, n_ctx == 0);
+    bool ok = check_info(l, f, o, n_ctx, &more.n_vocab) && check_memory(l, f, o, n_ctx == 0, &more);
     spw_file_close(f);
     return ok;
+}
+
+bool loading_check(loaded *l, const command *c, const options *o, uint64_t n_ctx)
+{
+    return check(l, c, o, n_ctx, (forks){0});
+}
+
+bool loading_check_forks(loaded *l, const command *c, const options *o, uint64_t n_ctx, size_t n_sessions, uint64_t n_more)
+{
+    return check(l, c, o, n_ctx, (forks){.n = n_sessions, .positions = n_more});
 }
 
 bool loading_open(loaded *l, const options *o)

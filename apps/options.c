@@ -12,6 +12,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "budget.h"
 #include "report.h"
 
 #define HELP_COLUMNS 96
@@ -150,9 +151,12 @@ static const option table[] = {
     {MEASURING, group_context, 0, "sparse-min-ctx", "N", WHOLE(sparse_min_ctx, 0, 1 << 30), NULL, "Contexts shorter than N positions are read whole."},
     {MEASURING, group_context, 0, "kv-index", "PLANES", ONE_OF(kv_index, index_choices, NULL), "2", "Bit planes of the index that adaptive searches: more bits find better and take more memory; 0: no index."},
 
-    {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window",
-     "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them; hgca takes its beta."},
+    {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02",
+     "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them, or auto; hgca takes its beta. adaptive may be followed by a rule: "
+     "adaptive:.01:threshold=.0003, or top-p, or error."},
     {CMD_EVAL, group_samples, 0, "eval-tokens", "N", WHOLE(eval_tokens, 1, 1 << 20), NULL, "kld: predictions of each chunk that are made token by token under each policy."},
+    {CMD_EVAL, group_samples, 0, "no-truth", NULL, SWITCH(no_truth), "",
+     "kld: leave out the attention to everything that mass and output error are measured against; faster with many policies."},
     {CMD_EVAL, group_samples, 'n', "samples", "N", WHOLE(samples, 1, 1 << 20), "20, niah: 1", "Samples of each task, length and depth."},
     {CMD_EVAL, group_samples, 0, "tasks", "NAME,...", WORDS(tasks), "all six", "ruler: tasks to run."},
     {CMD_EVAL, group_samples, 0, "keys", "N", WHOLE(n_keys, 1, 1 << 20), NULL, "kv, multiturn: keys of the dictionary."},
@@ -237,16 +241,6 @@ static bool list_has(const char *list, const char *separator, const char *name, 
         if (end) p += gap;
     }
     return false;
-}
-
-bool options_read_budget(const char *text, double *out)
-{
-    char *end;
-    double v = strtod(text, &end);
-    bool automatic = strcmp(text, "auto") == 0;
-    if (!automatic && (end == text || *end || !(v > 0) || v > 1e15 || (v > 1 && v != floor(v)))) return false;
-    *out = automatic ? 0 : v;
-    return true;
 }
 
 /* NAME, or several as LAYER=NAME or FIRST-LAST=NAME; which layers there are is for the library to say. */
@@ -411,7 +405,7 @@ static bool store_value(options *out, const option *o, const char *value)
         memcpy(at, &value, sizeof value);
         return true;
     case OPTION_BUDGET:
-        return options_read_budget(value, (double *)(void *)at);
+        return budget_read(value, (double *)(void *)at);
     case OPTION_TEXT:
         memcpy(at, &value, sizeof value);
         return true;
@@ -586,7 +580,7 @@ void options_print_help(const command *c)
     }
     printf("  -h, --help\n          Print this page.\n\nExamples:\n%s\n", c->examples);
     printf("Exit codes:\n  0    done\n  1    failed: one line on standard error says why\n  2    the command line is wrong\n");
-    if (c->bit & GENERATING) printf("  130  interrupted by Ctrl-C, after a clean end\n");
+    if (c->bit & (GENERATING | CMD_EVAL)) printf("  130  interrupted by Ctrl-C, after a clean end\n");
 }
 
 /* ------------------------------------------------------------------------------------- to parameters ---- */

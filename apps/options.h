@@ -54,7 +54,7 @@ typedef struct options {
     word_list policies;
     const char *tasks, *resume, *html;
     int64_t samples, eval_tokens, n_keys, n_turns, depths; /* samples: 0: not given */
-    bool csv;
+    bool csv, no_truth;
     double temp, top_p, min_p, repeat_penalty;
     int64_t top_k, repeat_last_n;
     int64_t seed; /* -1: not given */
@@ -103,9 +103,6 @@ parse_result options_parse(options *o, const command *c, int argc, char **argv);
 void options_print_help(const command *c);
 /* Prints text to standard output, wrapped and indented. */
 void options_print_wrapped(const char *text, int indent);
-
-/* A budget: a share up to 1, a whole number of positions, or "auto" (0). */
-bool options_read_budget(const char *text, double *out);
 
 /* Edit distance of two words, for "did you mean". */
 int options_distance(const char *a, const char *b);

@@ -4,7 +4,7 @@
 #include "mem.h"
 #include "test.h"
 
-enum { N_CTX = 1000, N_TOKENS = 700 };
+enum { N_CTX = 600, N_TOKENS = 370 };
 
 static const spw_kv_type types[] = {SPW_KV_F16, SPW_KV_F32, SPW_KV_Q8};
 static int32_t tokens[N_TOKENS];
@@ -21,7 +21,7 @@ static spw_engine *open_engine(int threads, spw_kv_type type, int planes)
 {
     spw_err err = {0};
     spw_engine *e = NULL;
-    CHECK_OK(spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = threads, .n_batch = 300, .kv_type = type, .kv_index = planes}, &err), err);
+    CHECK_OK(spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = threads, .n_batch = 150, .kv_type = type, .kv_index = planes}, &err), err);
     if (!e) exit(1);
     return e;
 }
@@ -62,7 +62,7 @@ static void test_sessions(void)
     for (int t = 0; t < 3; t++) {
         for (int planes = 1; planes <= 2; planes++) {
             uint64_t want = 0;
-            for (int threads = 1; threads <= 3; threads++) {
+            for (int threads = 1; threads <= 3; threads += 2) {
                 spw_engine *e = open_engine(threads, types[t], planes);
                 spw_session *s = new_session(e), *fork = NULL;
                 for (size_t done = 0, n = threads == 1 ? N_TOKENS : 61; done < N_TOKENS; done += n) {
@@ -73,10 +73,10 @@ static void test_sessions(void)
                 if (threads == 1) want = hash;
                 CHECK(hash == want && hash);
                 CHECK_OK(spw_session_fork(&fork, s, NULL, &err), err);
-                for (int i = 0; i < 80; i++) CHECK_OK(spw_session_decode(fork, tokens[i], &err), err);
+                for (int i = 0; i < 20; i++) CHECK_OK(spw_session_decode(fork, tokens[i], &err), err);
                 check(e);
-                CHECK_OK(spw_session_truncate(fork, 200, &err), err);
-                CHECK_OK(spw_session_eval(fork, tokens + 9, 400, &err), err);
+                CHECK_OK(spw_session_truncate(fork, 240, &err), err);
+                CHECK_OK(spw_session_eval(fork, tokens + 9, 160, &err), err);
                 check(e);
                 CHECK_OK(spw_session_fill(fork, 150, 3, &err), err);
                 check(e);
@@ -98,7 +98,7 @@ static void test_no_effect_on_results(void)
         for (int planes = 0; planes <= 2; planes++) {
             spw_engine *e = open_engine(2, types[t], planes);
             spw_session *s = new_session(e);
-            CHECK_OK(spw_session_eval(s, tokens, 390, &err), err);
+            CHECK_OK(spw_session_eval(s, tokens, 260, &err), err);
             uint64_t hash = spw_hash(0, spw_session_logits(s), e->model->hp.n_vocab * sizeof(float));
             CHECK_OK(spw_session_decode(s, tokens[0], &err), err);
             hash = spw_hash(hash, spw_session_logits(s), e->model->hp.n_vocab * sizeof(float));
@@ -181,13 +181,13 @@ static void test_failing_allocator(void)
     spw_session *s = new_session(e);
     for (long n = 0, done = 0; !done; n++) {
         mem_fail_after(n, true);
-        spw_status status = spw_session_eval(s, tokens, 400, &err);
+        spw_status status = spw_session_eval(s, tokens, 300, &err);
         if (!status) status = spw_session_fill(s, 200, 1, &err);
         mem_fail_after(-1, false);
         if (status) CHECK_INT(status, SPW_E_NOMEM);
         else done = 1;
         check(e);
-        CHECK_OK(spw_session_truncate(s, done ? 600 : 0, &err), err);
+        CHECK_OK(spw_session_truncate(s, done ? 500 : 0, &err), err);
     }
     spw_session_free(s);
     spw_engine_close(e);

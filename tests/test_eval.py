@@ -68,7 +68,41 @@ def test_kld_perplexity_is_that_of_ppl():
 def test_kld_is_repeated_by_any_threads_and_batch():
     a, b = kld("-t", 1, "-b", 7), kld("-t", 2)
     equal(a["policies"], b["policies"])
-    equal([p["policy"] for p in a["policies"]], ["full", "window"], "the default policies")
+    equal([p["policy"] for p in a["policies"]][:2], ["full", "window"], "the default policies")
+    equal(a["layers"], b["layers"])
+
+
+def mean(matrix):
+    cells = [x for row in matrix for x in row]
+    return sum(cells) / len(cells)
+
+
+def test_kld_by_layer_and_head():
+    info = run_json("inspect", "-m", tiny(), "--json")
+    n_layer, n_head, n_head_kv = (info[k] for k in ("n_layer", "n_head", "n_head_kv"))
+    flags = ("--sparse-min-ctx", 0, "--policies", "full,window,oracle:1:.1,oracle:1:1.0")
+    r = kld(*flags)
+    rows = by_policy(r)
+    equal([x["policy"] for x in r["layers"]], list(rows))
+    for x in r["layers"]:
+        row = rows[x["policy"]]
+        for key, n in (("mass", n_head), ("output_error", n_head), ("share_read", n_head_kv)):
+            equal([len(v) for v in x[key]], [n] * n_layer, key)
+            less(abs(mean(x[key]) - row[key]), 1e-9, f"{x['policy']} {key}: the mean of the map is that of the row, as layers are alike")
+    for dense in rows["full"], rows["oracle:1:1.0"]:
+        equal((dense["mass"], dense["output_error"]), (1, 0), "nothing is missed")
+    w, o = rows["window"], rows["oracle:1:.1"]
+    less(w["mass"], o["mass"], "mass"), less(o["mass"], 1, "mass"), less(o["output_error"], w["output_error"], "error"), less(0, o["output_error"], "error")
+    bare = kld(*flags, "--no-truth")
+    for row, other in zip(r["policies"], bare["policies"]):
+        equal((other["mass"], other["output_error"]), (None, None))
+        equal({k: v for k, v in row.items() if k not in ("mass", "output_error")}, {k: v for k, v in other.items() if k not in ("mass", "output_error")}, "watching changes nothing")
+    equal([(x["mass"], x["share_read"]) for x in bare["layers"]], [(None, x["share_read"]) for x in r["layers"]])
+
+
+def test_kld_rules_in_policies():
+    rows = by_policy(kld("--sparse-min-ctx", 0, "--policies", "oracle:1:.05,oracle:1:.05:threshold=.1,oracle:8"))
+    equal({k: v for k, v in rows["oracle:1:.05"].items() if k != "policy"}, {k: v for k, v in rows["oracle:1:.05:threshold=.1"].items() if k != "policy"}, "a rule is adaptive's")
 
 
 def test_kld_refusals():
@@ -126,13 +160,14 @@ def test_page():
     text, pictures, report = page(path)
     equal(report, r)
     has(text, "a&lt;b&gt;&amp;c.gguf", f"{by_policy(r)['window']['kld_mean']:.6f}")
-    equal(len(pictures), 1)
+    equal(len(pictures), 2 + 3, "divergence; a legend and three maps of the policy that reads less than everything")
+    has(text, "layer 0, KV head 0: 0 %", "attention missed")
     circles = pictures[0].findall("circle")
     equal(len(circles), 2, "a dot a policy")
     full, window = ((float(c.get("cx")), float(c.get("cy"))) for c in circles)
     equal(full[0] > window[0] and full[1] > window[1], True, "full reads more and is below")
     for c in full, window:
-        equal(0 <= c[0] <= 760 and 0 <= c[1] <= 420, True, c)
+        equal(0 <= c[0] <= 1040 and 0 <= c[1] <= 560, True, c)
     run_json("eval", "niah", "-m", tiny(), "-c", "512,768", "--depths", 3, "--policies", "full,window", "--json", "--html", path)
     text, pictures, report = page(path)
     equal([len(p.findall("rect")) for p in pictures], [6, 6], "cells")
@@ -146,10 +181,12 @@ def test_page():
 def test_resume_goes_on_where_a_run_stopped():
     path = os.path.join(cli.TMP, "kld.jsonl")
     flags = ("--policies", "full,window")
-    want = kld(*flags, "--chunks", 3)["policies"]
+    whole = kld(*flags, "--chunks", 3)
+    want = whole["policies"]
     kld(*flags, "--chunks", 1, "--resume", path)
     equal(len(lines_of(path)), 3, "a header, two policies")
-    equal(kld(*flags, "--chunks", 3, "--resume", path)["policies"], want)
+    got = kld(*flags, "--chunks", 3, "--resume", path)
+    equal((got["policies"], got["layers"]), (want, whole["layers"]))
     whole = open(path).read()
     for cut in (1, 40, len(whole.splitlines()[-1]) + 20):
         open(path, "w").write(whole[:-cut])
@@ -172,10 +209,10 @@ def test_resume_adds_policies_and_samples():
 
 def test_resume_takes_nothing_that_differs():
     path = os.path.join(cli.TMP, "other.jsonl")
-    flags = ("eval", "kv", "-m", tiny(), "--keys", 4, "-n", 1)
+    flags = ("eval", "kv", "-m", tiny(), "--keys", 4, "-n", 1, "--policies", "full,window")
     equal(spillway(*flags, "--resume", path)[0], 0)
     whole = open(path).read()
-    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
+    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("--kv-budget", .5), "kv_budget"), (("--kv-threshold", .5), "kv_threshold"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
         if change[0] == "--no-repack" and not json.loads(whole.splitlines()[0])["repacked"]:
             continue
         refused(*flags, "--resume", path, *change, needles=(path, needle_), code=1)
@@ -189,6 +226,36 @@ def test_resume_takes_nothing_that_differs():
         refused(*flags, "--resume", other, needles=("text.jsonl",), code=1)
         equal(open(other).read(), text, "a file of somebody else")
     refused(*flags, "--resume", cli.TMP, needles=(cli.TMP,), code=1)
+
+
+def test_ctrl_c_reports_what_is_done():
+    flags = ("eval", "kv", "-m", tiny(), "--keys", 40, "--policies", "full,window", "-s", 5, "--json")
+    path = os.path.join(cli.TMP, "cut.jsonl")
+    p = cli.subprocess.Popen([cli.PROGRAM, *map(str, flags), "-n", "100000", "--resume", path], stdout=cli.subprocess.PIPE, stderr=cli.subprocess.PIPE)
+    while not os.path.exists(path) or len(lines_of(path)) < 6:
+        cli.time.sleep(0.02)
+        equal(p.poll(), None, "it runs")
+    p.send_signal(cli.signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    equal(p.returncode, 130, err)
+    has(err.decode(), "interrupted", "of 100000 samples")
+    got = json.loads(out)
+    n = got["policies"][0]["n"]
+    equal(got["policies"], run_json(*flags, "-n", n)["policies"], "the same as a run of so many samples")
+
+
+def test_fidelity_tool_makes_tables():
+    out, tool = os.path.join(cli.TMP, "fidelity"), os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools", "fidelity.py")
+    flags = ("-m", tiny(), "-f", kjv(), "-c", 512, "--measures", "kld", "kv", "--eval-tokens", 20, "-n", 1, "--spillway", cli.PROGRAM)
+    tables = []
+    for policies in "full", "full,window", None:
+        p = cli.subprocess.run([sys.executable, tool, out, *map(str, flags if policies else ()), *(("--policies", policies) if policies else ())], capture_output=True, text=True)
+        equal(p.returncode, 0, p.stderr)
+        tables.append(p.stdout)
+    has(tables[1], "### kld: mean KLD at bytes read", "| window | 0.", "### kv: right answers in percent", "spillway eval kld -m", "20 predictions", "--resume")
+    equal((tables[0].count("window"), tables[2]), (0, tables[1]), "without a model the tables of what is there")
+    stem = os.path.basename(tiny()).rsplit(".", 1)[0]
+    equal(sorted(os.listdir(out)), sorted(f"{stem}-512-{m}.{e}" for m in ("kld", "kv") for e in ("html", "json", "jsonl")))
 
 
 # ---------------------------------------------------------------------------------------------------- retrieval ----
@@ -205,8 +272,10 @@ def test_kv_by_a_needle_model():
 
 def test_multiturn_by_a_needle_model():
     cli.not_sanitized()
-    r = run_json("eval", "multiturn", "-m", needle(), "--keys", 16, "--turns", 3, "-n", 1, "--json")
-    equal([(x["policy"], x["turn"], x["accuracy"]) for x in r["rows"] if x["policy"] == "full"], [("full", t, 1) for t in (1, 2, 3)])
+    r = run_json("eval", "multiturn", "-m", needle(), "--keys", 16, "--turns", 3, "-n", 1, "--sparse-min-ctx", 0, "--policies", "full,window,oracle:1:.1", "--json")
+    for policy, share in ("full", 1), ("oracle:1:.1", 0.1):
+        equal([(x["policy"], x["turn"], x["accuracy"]) for x in r["rows"] if x["policy"] == policy], [(policy, t, 1) for t in (1, 2, 3)])
+        less(abs(by_policy(r)[policy]["share_read"] / share - 1), 0.02, f"share read by {policy}")
     less(by_policy(r)["window"]["accuracy"], 0.5, "window")
     equal(by_policy(r)["full"]["n"], 3)
 
@@ -214,7 +283,7 @@ def test_multiturn_by_a_needle_model():
 def test_samples_do_not_depend_on_their_number():
     path = [os.path.join(cli.TMP, f"n{i}.jsonl") for i in (1, 2)]
     for p, n in zip(path, (1, 3)):
-        run_json("eval", "kv", "-m", story(), "--keys", 3, "-n", n, "--resume", p, "--json")
+        run_json("eval", "kv", "-m", story(), "--keys", 3, "-n", n, "--policies", "full,window", "--resume", p, "--json")
     equal(lines_of(path[0]), lines_of(path[1])[:3])
 
 

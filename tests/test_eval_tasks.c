@@ -335,13 +335,58 @@ static void policies_are_read(void)
     CHECK_NEAR(l.v[3].beta, 1, 0);
     CHECK(l.v[3].budget < 0 && l.v[0].budget < 0 && l.v[6].budget < 0);
     CHECK_NEAR(l.v[4].budget, 512, 0);
-    CHECK_NEAR(l.v[5].budget, POLICY_AUTO, 0);
+    CHECK_NEAR(l.v[5].budget, 0, 0);
+    CHECK(l.v[5].rule < 0);
     CHECK(policies_parse(&l, &(word_list){.n = 0}, why, sizeof why) && l.n >= 2);
     static const char *const bad[] = {"", ",", "full,", "full:1", "window:.1", "quest:16:.05:1", "quest:0:.05", "quest:1.5:.05", "quest:16:x", "quest:16:", "quest:", "adaptive:-1",
-                                      "adaptive:0", "adaptive:1.5", "adaptive:nan", "adaptive:inf", "hgca:-1", "hgca:1:2", ":.1", "full,full", "a b:c",
+                                      "adaptive:0", "adaptive:1.5", "adaptive:nan", "adaptive:inf", "hgca:-1", "hgca:1:2", "adaptive:.1:mass=.1", "adaptive:threshold=.1:.1", "adaptive:.1:error=", "adaptive:.1:error=1", "adaptive:.1:error=0",
+                                      "adaptive:.1:=.1", "adaptive:1:2:3:top-p=.1", "hgca:top-p=.1", ":.1", "full,full", "a b:c",
                                       "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         if (policies_parse(&l, &(word_list){.v = {bad[i]}, .n = 1}, why, sizeof why)) test_bad++, fprintf(stderr, "'%s' was taken\n", bad[i]);
+}
+
+static spw_session_params params_of(const char *spec)
+{
+    char why[200];
+    policy_list l;
+    spw_session_params p = spw_session_default_params();
+    CHECK(policies_parse(&l, &(word_list){.v = {spec}, .n = 1}, why, sizeof why) && l.n == 1);
+    policy_apply(&l.v[0], &p);
+    return p;
+}
+
+static void policies_become_parameters(void)
+{
+    spw_session_params standard = spw_session_default_params(), p = params_of("adaptive:16:.01:threshold=.0003");
+    CHECK(p.kv_block == 16 && p.kv_rule == SPW_KV_THRESHOLD);
+    CHECK_NEAR(p.kv_budget, 0.01, 0);
+    CHECK_NEAR(p.kv_threshold, 0.0003, 0);
+    p = params_of("adaptive:top-p=.2");
+    CHECK(p.kv_rule == SPW_KV_TOP_P && p.kv_block == standard.kv_block);
+    CHECK_NEAR(p.kv_budget, standard.kv_budget, 0);
+    CHECK_NEAR(p.kv_threshold, 0.2, 0);
+    p = params_of("adaptive:512:error=.05");
+    CHECK(p.kv_rule == SPW_KV_ERROR);
+    CHECK_NEAR(p.kv_budget, 512, 0);
+    CHECK_NEAR(p.kv_error, 0.05, 0);
+    CHECK_NEAR(p.kv_threshold, standard.kv_threshold, 0);
+    p = params_of("hgca:2");
+    CHECK(p.kv_rule == SPW_KV_FLAT);
+    CHECK_NEAR(p.kv_beta, 2, 0);
+}
+
+static void memory_of_policies_is_counted(void)
+{
+    char why[200];
+    policy_list l;
+    CHECK(policies_parse(&l, &(word_list){.v = {"full,window,oracle:1:.02"}, .n = 1}, why, sizeof why));
+    uint64_t rows = policies_positions(&l, 1 << 16, 512);
+    CHECK(rows >= 3 * 512 && rows < 3 * 2048);
+    CHECK(policies_parse(&l, &(word_list){.v = {"full,window,oracle:1:.02,quest:16:.05"}, .n = 1}, why, sizeof why));
+    CHECK(policies_positions(&l, 1 << 16, 512) >= rows + (1 << 16) / 16);
+    CHECK(policies_parse(&l, &(word_list){.v = {"full,window,oracle:1:.02,hgca:0"}, .n = 1}, why, sizeof why));
+    CHECK(policies_positions(&l, 1 << 16, 512) >= rows + (1 << 16));
 }
 
 /* What a seed stands for must not change by accident: first of the stream, and of a text. */
@@ -374,6 +419,8 @@ int main(void)
     RUN(needles_lie_at_their_depth);
     RUN(scores_are_rulers);
     RUN(policies_are_read);
+    RUN(policies_become_parameters);
+    RUN(memory_of_policies_is_counted);
     RUN(seeds_keep_their_meaning);
     return test_done();
 }

@@ -79,7 +79,9 @@ static bool append(kv_seq *s, kv_type type, uint64_t n, uint64_t most, bool fail
     for (uint64_t done = 0, now; done < n && !status; done += now) {
         now = most < n - done ? most : n - done;
         status = kv_seq_open(s, now, err);
-        if (!status) pool_run(pool, ARENAS, write_arena, &(pass){s, type, len + done, len + done + now, stamp + done});
+        pass p = {s, type, len + done, len + done + now, stamp + done};
+        if (!status && now > 8) pool_run(pool, ARENAS, write_arena, &p);
+        for (size_t a = 0; a < ARENAS && !status && now <= 8; a++) write_arena(&p, a, 0);
     }
     if (fail || status) kv_seq_truncate(s, len);
     else kv_seq_commit(s, n);
@@ -144,7 +146,7 @@ static void random_run(uint64_t seed, kv_type type, unsigned planes, bool failin
     kv_store *st = new_store(type, planes);
     kv_seq *seqs[MAX_SEQS];
     int n = 0;
-    for (int step = 0; step < 120 && !test_bad; step++) {
+    for (int step = 0; step < 80 && !test_bad; step++) {
         if (failing) mem_fail_after((long)(test_rand(&seed) % 4), test_rand(&seed) % 2);
         random_operation(st, type, seqs, &n, &seed);
         mem_fail_after(-1, false);

@@ -31,7 +31,7 @@ static kv_store *new_store(kv_type type)
 {
     spw_err err;
     kv_store *st = NULL;
-    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .kern = kern}, &err), err);
+    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .index_planes = 2, .kern = kern}, &err), err);
     return st;
 }
 
@@ -56,9 +56,12 @@ static void write_position(const timeline *t, uint64_t pos, uint64_t salt)
     }
 }
 
-static void seal(const timeline *t)
+static void complete(const timeline *t)
 {
-    for (uint32_t a = 0; a < ARENAS; a++) kv_complete(t->seq, arenas[a].layer, arenas[a].head, NULL);
+    float *scratch = mem_alloc((kv_complete_scratch(t->store) + 1) * sizeof *scratch);
+    CHECK(scratch != NULL);
+    for (uint32_t a = 0; a < ARENAS && scratch; a++) kv_complete(t->seq, arenas[a].layer, arenas[a].head, scratch);
+    mem_free(scratch);
 }
 
 /* A prompt of n positions. */
@@ -69,7 +72,7 @@ static void append(timeline *t, uint64_t n, uint64_t salt)
     CHECK_OK(kv_seq_reserve(t->seq, n, &err), err);
     CHECK_OK(kv_seq_open(t->seq, n, &err), err);
     for (uint64_t pos = first; pos < first + n; pos++) write_position(t, pos, salt);
-    seal(t);
+    complete(t);
     kv_seq_commit(t->seq, n);
     t->stale = true;
 }
@@ -89,7 +92,7 @@ static void open_row(timeline *t, uint64_t salt)
     CHECK_OK(kv_seq_reserve(t->seq, 1, &err), err);
     CHECK_OK(kv_seq_open(t->seq, 1, &err), err);
     write_position(t, kv_seq_len(t->seq), salt);
-    seal(t);
+    complete(t);
 }
 
 static void free_timeline(timeline *t)
@@ -108,12 +111,59 @@ static policy_query query_at(const timeline *t, uint32_t arena, float *q)
                           .q = t->policy.ops->needs_q ? q : NULL, .q_stride = DIM};
 }
 
+/* --------------------------------------------------------------------------------------------- slow attention ---- */
+
+static double dot(const float *a, const float *b)
+{
+    double sum = 0;
+    for (uint32_t d = 0; d < DIM; d++) sum += (double)a[d] * (double)b[d];
+    return sum;
+}
+
+/* scores[g][pos] = q.k, K as the row sees it. */
+static void true_scores(const policy_query *q, double scores[MAX_GROUP][CTX])
+{
+    float row[2 * DIM];
+    for (uint64_t pos = 0; pos < q->n_pos; pos++) {
+        kv_read_row(q->seq, q->layer, q->head, pos, row);
+        for (uint32_t g = 0; g < q->n_q; g++) scores[g][pos] = dot(q->q + g * q->q_stride, row);
+    }
+}
+
+typedef uint8_t chosen_map[MAX_GROUP][CTX]; /* how often each head attends to each position */
+
+/* lse of each head over what it attends to. */
+static void slow_lse(const policy_query *q, chosen_map map, float *lse)
+{
+    static double scores[MAX_GROUP][CTX];
+    true_scores(q, scores);
+    for (uint32_t g = 0; g < q->n_q; g++) {
+        double most = -INFINITY, sum = 0;
+        for (uint64_t pos = 0; pos < q->n_pos; pos++)
+            if (map[g][pos]) most = fmax(most, scores[g][pos]);
+        for (uint64_t pos = 0; pos < q->n_pos; pos++)
+            if (map[g][pos]) sum += exp(scores[g][pos] - most);
+        lse[g] = (float)(most + log(sum));
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------- a choice ---- */
 
+/* What prepare wants attended first is: base_lse. */
 static spw_status prepare(const policy *p, const policy_query *q, policy_choice *c, spw_err *err)
 {
+    static chosen_map map;
     spw_status s = policy_choice_reset(c, q->n_q, err);
-    return !s && p->ops->prepare ? p->ops->prepare(p->state, &p->params, q, c, err) : s;
+    if (!s && p->ops->prepare) s = p->ops->prepare(p->state, &p->params, q, c, err);
+    if (s || !c->base) return s;
+    memset(map, 0, sizeof map);
+    for (size_t i = 0; i < c->n_sets; i++) {
+        const policy_set *set = &c->sets[i];
+        for (uint32_t g = set->q_first; g < set->q_first + set->n_q; g++)
+            for (size_t r = set->first_range; r < set->first_range + set->n_ranges; r++) memset(map[g] + c->ranges[r].first, 1, c->ranges[r].n);
+    }
+    slow_lse(q, map, c->base_lse);
+    return s;
 }
 
 typedef struct stage_job {
@@ -160,8 +210,6 @@ static bool same_choice(const policy_choice *a, const policy_choice *b)
     }
     return same;
 }
-
-typedef uint8_t chosen_map[MAX_GROUP][CTX]; /* how often each head attends to each position */
 
 static void check_copies(const timeline *t, const policy_query *q, const policy_set *set)
 {
@@ -220,38 +268,6 @@ static void check_choice(const timeline *t, const policy_query *q, const policy_
     if (policy_is_dense(p, q->n_pos) && p->budget > 0 && strcmp(t->policy.ops->name, "window")) CHECK(in_union == middle);
 }
 
-/* --------------------------------------------------------------------------------------------- slow attention ---- */
-
-static double dot(const float *a, const float *b)
-{
-    double sum = 0;
-    for (uint32_t d = 0; d < DIM; d++) sum += (double)a[d] * (double)b[d];
-    return sum;
-}
-
-/* scores[g][pos] = q.k, K as the row sees it. */
-static void true_scores(const policy_query *q, double scores[MAX_GROUP][CTX])
-{
-    float row[2 * DIM];
-    for (uint64_t pos = 0; pos < q->n_pos; pos++) {
-        kv_read_row(q->seq, q->layer, q->head, pos, row);
-        for (uint32_t g = 0; g < q->n_q; g++) scores[g][pos] = dot(q->q + g * q->q_stride, row);
-    }
-}
-
-/* lse of each head over what it attends to. */
-static void slow_lse(const policy_query *q, chosen_map map, double scores[MAX_GROUP][CTX], float *lse)
-{
-    for (uint32_t g = 0; g < q->n_q; g++) {
-        double most = -INFINITY, sum = 0;
-        for (uint64_t pos = 0; pos < q->n_pos; pos++)
-            if (map[g][pos]) most = fmax(most, scores[g][pos]);
-        for (uint64_t pos = 0; pos < q->n_pos; pos++)
-            if (map[g][pos]) sum += exp(scores[g][pos] - most);
-        lse[g] = (float)(most + log(sum));
-    }
-}
-
 /* ----------------------------------------------------------------------------------------------- every policy ---- */
 
 static policy_choice choices[ARENAS], others[ARENAS];
@@ -260,7 +276,6 @@ static policy_choice choices[ARENAS], others[ARENAS];
 static void choose_row(timeline *t, const policy *again)
 {
     static chosen_map map;
-    static double scores[MAX_GROUP][CTX];
     float q[MAX_GROUP * DIM], lse[MAX_GROUP];
     spw_err err;
     CHECK_OK(begin(t, &err), err);
@@ -275,8 +290,7 @@ static void choose_row(timeline *t, const policy *again)
         }
         if (!t->policy.ops->observe) continue;
         query.q = q;
-        true_scores(&query, scores);
-        slow_lse(&query, map, scores, lse);
+        slow_lse(&query, map, lse);
         query.q = t->policy.ops->needs_q ? q : NULL;
         t->policy.ops->observe(t->policy.state, &t->policy.params, &query, &choices[a], lse);
         if (again) again->ops->observe(again->state, &again->params, &query, &others[a], lse);

@@ -58,7 +58,7 @@ static void fill_tables(void)
     t.isa = isa_names[ISA_AVX512];
     kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t), kern_fill_avx512_index(&t);
     if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t), kern_fill_avx512vnni_q8(&t), kern_fill_avx512vnni_many(&t);
-    if (__builtin_cpu_supports("avx512vbmi")) kern_fill_avx512vbmi_index(&t);
+    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2")) kern_fill_avx512vbmi_index(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();
 #elif defined(__aarch64__)
     t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */

@@ -21,20 +21,30 @@ KERN_INLINE __m512i index_look(const __m512i *v, const uint8_t *tables, int n_by
     return sum;
 }
 
-static void make_tables(index_whole *whole, size_t dim, size_t lane, uint8_t *tables)
+KERN_INLINE __m512i index_list(uint64_t mask)
+{
+    const __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    uint8_t list[64 + KERN_LANES];
+    size_t n = 0;
+    for (int m = 0; m < 64; m += KERN_LANES) {
+        __mmask16 some = (__mmask16)(mask >> m);
+        __m512i found = _mm512_maskz_compress_epi32(some, _mm512_add_epi32(number, _mm512_set1_epi32(m)));
+        _mm_storeu_si128((__m128i *)(void *)(list + n), _mm512_cvtepi32_epi8(found));
+        n += (size_t)__builtin_popcount(some);
+    }
+    return _mm512_loadu_si512(list);
+}
+
+static void make_tables(const int16_t *whole, size_t dim, uint8_t *tables)
 {
     const __m128i number = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (size_t d = 0; d < dim; d += 4) {
-        int16_t n[4];
+        const int16_t *n = whole + d;
         int start = 0;
-        for (size_t b = 0; b < 4; b++) {
-            n[b] = whole[d + b][lane];
-            start += n[b] < 0 ? -n[b] : 0;
-        }
+        for (size_t b = 0; b < 4; b++) start += n[b] < 0 ? -n[b] : 0;
         __m128i v = _mm_set1_epi8((char)start);
         KERN_UNROLL for (int b = 0; b < 4; b++) v = _mm_mask_add_epi8(v, _mm_test_epi8_mask(number, _mm_set1_epi8((char)(1 << b))), v, _mm_set1_epi8((char)n[b]));
-        size_t chunk = d / (8 * INDEX_CHUNK), entry = d % (8 * INDEX_CHUNK) / 4;
-        _mm_store_si128((__m128i *)(void *)(tables + chunk * INDEX_CHUNK_TABLES * INDEX_TABLE + entry * 16), v);
+        _mm_store_si128((__m128i *)(void *)(tables + d / 24 * INDEX_CHUNK_BYTES + d % 24 / 4 * 16), v);
     }
 }
 

@@ -1,24 +1,56 @@
-/* kern_avx512_index.h - the scan of the index for AVX-512.  The file that includes this one has defined how a chunk of signs is looked up: in tables of 16 bytes, or with VBMI in
- * tables of 64.
+/* kern_avx512_index.h - the index for AVX-512.  The file that includes this one has defined how a chunk of signs is looked up, in tables of 16 bytes or with VBMI of 64, and how
+ * bits become numbers.
  *
  * The one thing to know: a group's 64 positions are the bytes of a vector.  A table has, for each pattern of signs, the sum of the query's integers that agree with it; sums of a
- * chunk fit bytes, those of chunks are widened to 16 bits: the even bytes' as the sum of everything minus 256 times that of the odd ones.  Kept positions
- * wait until there are many, and their second planes have arrived. */
+ * chunk fit bytes, those of chunks are widened to 16 bits: the even bytes' as the sum of everything less 256 times that of the odd ones.  Whether a position is kept is
+ * decided by integers; floats are made of those that are, 64 at a time, when their second planes have arrived. */
 #ifndef SPW_KERN_AVX512_INDEX_H
 #define SPW_KERN_AVX512_INDEX_H
 
 #include "kern_avx512.h"
-#include "kern_index_code.h"
+
+typedef __m512 index_lanes;
+#include "kern_index_make.h"
 
 enum {
     INDEX_HEADS = 8,         /* heads whose sums are in registers at once */
-    INDEX_FULL = 64 + 48,    /* so many waiting positions are enough: the first 64 have been asked for some time ago */
     INDEX_AHEAD = 6144,      /* bytes that are asked for ahead */
 };
 
 /* One chunk of n_bytes <= 3 bytes a position, 64 apart: spread: what a table is asked for.  look: the sum over one head's tables. */
 KERN_INLINE void index_spread(const uint8_t *signs, int n_bytes, __m512i *v);
 KERN_INLINE __m512i index_look(const __m512i *v, const uint8_t *tables, int n_bytes);
+/* The numbers of the bits of mask, bytes, one after the other. */
+KERN_INLINE __m512i index_list(uint64_t mask);
+
+/* ---- lanes ------------------------------------------------------------------------------------------ */
+
+KERN_INLINE index_lanes lanes_load(const float *p) { return _mm512_loadu_ps(p); }
+KERN_INLINE void lanes_store(float *p, index_lanes x) { _mm512_storeu_ps(p, x); }
+KERN_INLINE index_lanes lanes_fill(float v) { return _mm512_set1_ps(v); }
+KERN_INLINE index_lanes lanes_add(index_lanes a, index_lanes b) { return _mm512_add_ps(a, b); }
+KERN_INLINE index_lanes lanes_sub(index_lanes a, index_lanes b) { return _mm512_sub_ps(a, b); }
+KERN_INLINE index_lanes lanes_mul(index_lanes a, index_lanes b) { return _mm512_mul_ps(a, b); }
+KERN_INLINE index_lanes lanes_abs(index_lanes x) { return _mm512_abs_ps(x); }
+KERN_INLINE float lanes_fold(index_lanes x) { return avx512_fold(x); }
+
+KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h)
+{
+    const __mmask16 upper = h == 1 ? 0xaaaa : h == 2 ? 0xcccc : h == 4 ? 0xf0f0 : 0xff00;
+    index_lanes other = h == 1   ? _mm512_permute_ps(x, 0xb1)
+                        : h == 2 ? _mm512_permute_ps(x, 0x4e)
+                        : h == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
+                                 : _mm512_shuffle_f32x4(x, x, 0x4e);
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+}
+
+KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs, unsigned *outer)
+{
+    __mmask16 far = _mm512_cmp_ps_mask(_mm512_mul_ps(r, r), _mm512_set1_ps(limit), _CMP_GT_OQ);
+    *signs = _mm512_cmp_ps_mask(r, _mm512_setzero_ps(), _CMP_GE_OQ);
+    *outer = far;
+    return _mm512_mask_blend_ps(far, _mm512_set1_ps(1), _mm512_set1_ps(3));
+}
 
 /* ---- sums ------------------------------------------------------------------------------------------- */
 
@@ -33,257 +65,246 @@ KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *tables, size_t t
     }
 }
 
-/* Sums of n_q heads over 64 positions: 16 bits, positions 0-31 in low and the others in high. */
-KERN_INLINE void add_signs(const uint8_t *signs, size_t row_bytes, const uint8_t *tables, size_t table_bytes, const int n_q, __m512i *low, __m512i *high)
+/* n of heads first .. first + n_q - 1 over 64 positions: 0-31 in low and the others in high. */
+KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, size_t first, const int n_q, __m512i *low, __m512i *high)
 {
-    KERN_UNROLL for (int g = 0; g < n_q; g++) low[g] = high[g] = _mm512_setzero_si512();
+    const size_t row_bytes = s->at.row_bytes, table_bytes = s->q.table_bytes;
+    const uint8_t *tables = s->q.tables + first * table_bytes;
+    KERN_UNROLL for (int g = 0; g < n_q; g++) {
+        low[g] = _mm512_set1_epi32((int)s->start_all[first + (size_t)g]);
+        high[g] = _mm512_set1_epi32((int)s->start_odd[first + (size_t)g]);
+    }
     size_t j = 0;
-    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_TABLES * INDEX_TABLE)
-        add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, low, high);
+    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, low, high);
     if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, low, high);
     if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) low[g] = _mm512_sub_epi16(low[g], _mm512_slli_epi16(high[g], 8));
 }
 
-/* Sums of 16 positions, of the four quarters of a group, as floats. */
-KERN_INLINE __m512 quarter(__m512i low, __m512i high, int m)
+/* Calls fn(..., first, n) for all heads, as many at once as there are registers for. */
+#define FOR_HEADS(n_q, fn, ...)                                                                     \
+    do {                                                                                            \
+        size_t first_ = 0, n_ = (n_q);                                                              \
+        for (; first_ + INDEX_HEADS <= n_; first_ += INDEX_HEADS) fn(__VA_ARGS__, first_, INDEX_HEADS); \
+        switch (n_ - first_) {                                                                      \
+        case 1: fn(__VA_ARGS__, first_, 1); break;                                                  \
+        case 2: fn(__VA_ARGS__, first_, 2); break;                                                  \
+        case 3: fn(__VA_ARGS__, first_, 3); break;                                                  \
+        case 4: fn(__VA_ARGS__, first_, 4); break;                                                  \
+        case 5: fn(__VA_ARGS__, first_, 5); break;                                                  \
+        case 6: fn(__VA_ARGS__, first_, 6); break;                                                  \
+        case 7: fn(__VA_ARGS__, first_, 7); break;                                                  \
+        default: break;                                                                             \
+        }                                                                                           \
+    } while (0)
+
+/* ---- finishing -------------------------------------------------------------------------------------- */
+
+KERN_INLINE __m128i row_bytes(const uint8_t *row, const size_t n)
 {
-    __m512i half = m < 2 ? low : high;
-    __m256i q = m % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
-    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(q));
+    if (n == 16) return _mm_loadu_si128((const __m128i *)(const void *)row);
+    if (n == 8) return _mm_loadl_epi64((const __m128i *)(const void *)row);
+    return _mm_maskz_loadu_epi8(avx512_first(n), row);
 }
 
-KERN_INLINE __m512 halves_at(const kern_f16 *p)
+/* n_bytes <= 16 of rows 0-63 turned into the layout of a group: lane l of what is loaded has rows 8 l .. 8 l + 7 and 32 more, and each lane is turned by itself. */
+KERN_INLINE void turn_some(const uint8_t *const *rows, size_t at, const size_t n_bytes, uint8_t *out)
 {
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)p));
+    __m512i v[16], w[16];
+    KERN_UNROLL for (int k = 0; k < 16; k++) {
+        const uint8_t *const *row = rows + 32 * (k % 2) + k / 2;
+        v[k] = _mm512_castsi128_si512(row_bytes(row[0] + at, n_bytes));
+        v[k] = _mm512_inserti32x4(v[k], row_bytes(row[8] + at, n_bytes), 1);
+        v[k] = _mm512_inserti32x4(v[k], row_bytes(row[16] + at, n_bytes), 2);
+        v[k] = _mm512_inserti32x4(v[k], row_bytes(row[24] + at, n_bytes), 3);
+    }
+    KERN_UNROLL for (int round = 0; round < 2; round++) {
+        KERN_UNROLL for (int k = 0; k < 8; k++) {
+            w[2 * k] = _mm512_unpacklo_epi8(v[k], v[k + 8]);
+            w[2 * k + 1] = _mm512_unpackhi_epi8(v[k], v[k + 8]);
+        }
+        KERN_UNROLL for (int k = 0; k < 8; k++) {
+            v[2 * k] = _mm512_unpacklo_epi8(w[k], w[k + 8]);
+            v[2 * k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 8]);
+        }
+    }
+    KERN_UNROLL for (size_t k = 0; k < 16; k++)
+        if (k < n_bytes) _mm512_store_si512(out + k * KERN_INDEX_GROUP, v[k]);
+}
+
+static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *out)
+{
+    for (size_t at = 0; at < row_length; at += 16, out += 16 * KERN_INDEX_GROUP) {
+        size_t n = kern_min_size(row_length - at, 16);
+        if (n == 16) turn_some(rows, at, 16, out);
+        else if (n == 8) turn_some(rows, at, 8, out);
+        else turn_some(rows, at, n, out);
+    }
+}
+
+/* Estimates of the first 64 waiting positions from sums, in the place of which stand their offsets.  When fewer wait, what stands behind them is of no meaning, and there is room. */
+KERN_INLINE void finish_head(index_state *s, const __m512 *scale, size_t head, __m512i low, __m512i high)
+{
+    float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
+    const __m512 slope = _mm512_set1_ps(s->slope[head]), base = _mm512_set1_ps(s->base[head]);
+    KERN_UNROLL for (int m = 0; m < 4; m++) {
+        __m512i half = m < 2 ? low : high;
+        __m256i sixteen = m % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
+        __m512 z = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen)), slope, base);
+        _mm512_storeu_ps(estimates + m * KERN_LANES, _mm512_fmadd_ps(scale[m], z, _mm512_loadu_ps(estimates + m * KERN_LANES)));
+    }
+}
+
+/* From both planes, of which the second one has been turned; heads first .. first + n_q - 1. */
+KERN_INLINE void finish_both(index_state *s, const __m512 *scale, size_t first, const int n_q)
+{
+    __m512i low[INDEX_HEADS], high[INDEX_HEADS];
+    add_signs(s, s->s.turned, first, n_q, low, high);
+    KERN_UNROLL for (int g = 0; g < n_q; g++) {
+        const int16_t *waiting = s->s.waiting_n + (first + (size_t)g) * INDEX_WAITING;
+        __m512i a = _mm512_load_si512(waiting), b = _mm512_load_si512(waiting + 32);
+        finish_head(s, scale, first + (size_t)g, _mm512_add_epi16(low[g], _mm512_add_epi16(a, a)), _mm512_add_epi16(high[g], _mm512_add_epi16(b, b)));
+    }
+}
+
+static void finish(index_state *s)
+{
+    const size_t n = kern_min_size(s->n_waiting, KERN_INDEX_GROUP), left = s->n_waiting - n, n_q = s->a->n_q;
+    __m512 scale[4];
+    KERN_UNROLL for (int m = 0; m < 4; m++) scale[m] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.waiting_scale + m * KERN_LANES)));
+    if (s->refine) {
+        for (size_t i = n; i < KERN_INDEX_GROUP; i++) s->s.waiting_u[i] = s->s.waiting_u[0];
+        turn_rows(s->s.waiting_u, s->at.row_bytes, s->s.turned);
+        memmove(s->s.waiting_u, s->s.waiting_u + n, left * sizeof *s->s.waiting_u);
+        FOR_HEADS(n_q, finish_both, s, scale);
+    }
+    for (size_t g = 0; g < n_q && !s->refine; g++) {
+        const int16_t *waiting = s->s.waiting_n + g * INDEX_WAITING;
+        finish_head(s, scale, g, _mm512_load_si512(waiting), _mm512_load_si512(waiting + 32));
+    }
+    for (size_t i = 0; i < left; i += 32) {
+        _mm512_storeu_si512(s->s.waiting_scale + i, _mm512_loadu_si512(s->s.waiting_scale + n + i));
+        for (size_t g = 0; g < n_q; g++) {
+            int16_t *waiting = s->s.waiting_n + g * INDEX_WAITING + i;
+            _mm512_storeu_si512(waiting, _mm512_loadu_si512(waiting + n));
+        }
+    }
+    s->n_waiting = left;
 }
 
 /* ---- the scan --------------------------------------------------------------------------------------- */
 
-/* What a scan knows.  A score is offset + z, z = scale * (sum * slope + base). */
-typedef struct index_state {
-    const kern_index_scan *a;
-    index_query q;
-    index_scratch s;
-    index_layout at;
-    float slope[KERN_MAX_G], base[KERN_MAX_G];   /* of signs */
-    float offset[KERN_MAX_G], over[KERN_MAX_G];  /* the mean's part of the current page; less the head's norm */
-    size_t n_kept, n_waiting;
-    bool refine;
-} index_state;
+/* Four lane sums at once: lane i of the result is the tree over the lanes of v[i]. */
+KERN_INLINE __m128 fold4(const __m512 *v)
+{
+    __m512 a = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[0], v[1]), _mm512_shuffle_f32x4(v[0], v[1], 0x4e));
+    __m512 b = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[2], v[3]), _mm512_shuffle_f32x4(v[2], v[3], 0x4e));
+    __m512 cross = _mm512_mask_blend_ps(0x0f0f, a, b);
+    __m512 x = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_shuffle_f32x4(cross, cross, 0xb1));
+    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(1 << 0 | 1 << 4 | 1 << 8 | 1 << 12, _mm512_shuffle_f32x4(x, x, 0xd8)));
+}
 
 /* The mean's part of all heads' scores. */
 static void page_offsets(index_state *s, const kern_f16 *mean)
 {
     const size_t dim = s->a->dim, n_q = s->a->n_q;
     for (size_t g = 0; g < n_q; g += 4) {
-        __m512 acc[4];
         const float *q[4];
+        __m512 acc[4];
         KERN_UNROLL for (size_t i = 0; i < 4; i++) {
             q[i] = s->q.rotated + kern_min_size(g + i, n_q - 1) * dim;
             acc[i] = _mm512_setzero_ps();
         }
         for (size_t d = 0; d < dim; d += KERN_LANES) {
-            __m512 m = halves_at(mean + d);
+            __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(mean + d)));
             KERN_UNROLL for (int i = 0; i < 4; i++) acc[i] = _mm512_fmadd_ps(_mm512_loadu_ps(q[i] + d), m, acc[i]);
         }
-        for (size_t i = 0; i < 4 && g + i < n_q; i++) {
-            s->offset[g + i] = avx512_fold(acc[i]);
-            s->over[g + i] = s->offset[g + i] - (s->a->norm ? s->a->norm[g + i] : 0);
-        }
+        _mm_storeu_ps(s->offset + g, fold4(acc)); /* KERN_MAX_G is a multiple of four */
     }
 }
 
-/* z of a group for heads first .. first + n_q - 1 into scratch; best of the comparable estimates. */
-KERN_INLINE void scan_heads(index_state *s, const uint8_t *signs, const __m512 *scale, size_t first, const int n_q, __m512 *best)
+/* Scales as integers of 15 bits in units of the page's largest exponent. */
+KERN_INLINE __m512i whole_scales(const kern_f16 *scales, int exponent)
+{
+    __m512i b = _mm512_load_si512(scales);
+    __m512i fraction = _mm512_ternarylogic_epi64(b, _mm512_set1_epi16(0x3ff), _mm512_set1_epi16(0x400), 0xea);
+    return _mm512_srlv_epi16(_mm512_slli_epi16(fraction, 4), _mm512_sub_epi16(_mm512_set1_epi16((short)exponent), _mm512_srli_epi16(b, 10)));
+}
+
+/* Sums of a group into scratch; adds which positions are good enough to *mask. */
+KERN_INLINE void scan_heads(index_state *s, const uint8_t *signs, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(signs, s->at.row_bytes, s->q.tables + first * s->q.table_bytes, s->q.table_bytes, n_q, low, high);
+    add_signs(s, signs, first, n_q, low, high);
+    __mmask32 low_mask = 0, high_mask = 0;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        size_t head = first + (size_t)g;
-        __m512 slope = _mm512_set1_ps(s->slope[head]), base = _mm512_set1_ps(s->base[head]), over = _mm512_set1_ps(s->over[head]);
-        KERN_UNROLL for (int m = 0; m < 4; m++) {
-            __m512 z = _mm512_mul_ps(scale[m], _mm512_fmadd_ps(quarter(low[g], high[g], m), slope, base));
-            _mm512_store_ps(s->s.z + head * KERN_INDEX_GROUP + m * KERN_LANES, z);
-            best[m] = _mm512_max_ps(best[m], _mm512_add_ps(z, over));
-        }
+        const size_t head = first + (size_t)g;
+        const __m512i threshold = _mm512_set1_epi32((int)s->threshold[head]);
+        _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP, low[g]);
+        _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP + 32, high[g]);
+        low_mask |= _mm512_cmpge_epi16_mask(_mm512_mulhrs_epi16(low[g], scale_low), threshold);
+        high_mask |= _mm512_cmpge_epi16_mask(_mm512_mulhrs_epi16(high[g], scale_high), threshold);
     }
+    *mask |= low_mask | (uint64_t)high_mask << 32;
 }
 
-KERN_INLINE void scan_all_heads(index_state *s, const uint8_t *signs, const __m512 *scale, __m512 *best)
+/* Lets the positions of mask wait: 32 of them at a time, but 16 floats. */
+static void keep(index_state *s, const index_walk *w, const kern_f16 *scales, uint64_t mask)
 {
-    size_t n_q = s->a->n_q, g = 0;
-    for (; g + INDEX_HEADS <= n_q; g += INDEX_HEADS) scan_heads(s, signs, scale, g, INDEX_HEADS, best);
-    switch (n_q - g) {
-    case 1: scan_heads(s, signs, scale, g, 1, best); break;
-    case 2: scan_heads(s, signs, scale, g, 2, best); break;
-    case 3: scan_heads(s, signs, scale, g, 3, best); break;
-    case 4: scan_heads(s, signs, scale, g, 4, best); break;
-    case 5: scan_heads(s, signs, scale, g, 5, best); break;
-    case 6: scan_heads(s, signs, scale, g, 6, best); break;
-    case 7: scan_heads(s, signs, scale, g, 7, best); break;
-    default: break;
+    const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q;
+    const __m512i list = index_list(mask), from = _mm512_set1_epi32((int)w->from);
+    uint8_t numbers[64];
+    _mm512_storeu_si512(numbers, list);
+    for (size_t i = 0; i < n; i += KERN_LANES) {
+        __m128i sixteen = _mm_loadu_si128((const __m128i *)(const void *)(numbers + i));
+        _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(from, _mm512_cvtepu8_epi32(sixteen)));
+        for (size_t g = 0; g < n_q; g++) _mm512_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm512_set1_ps(s->offset[g]));
     }
-}
-
-/* ---- second planes ---------------------------------------------------------------------------------- */
-
-/* Bytes 0-15 of rows 0-63 turned into the layout of a group: lane l of what is loaded has rows 8 l .. 8 l + 7 and 32 more, and each lane is turned by itself. */
-KERN_INLINE void turn_rows(const uint8_t *const *rows, size_t at, size_t n_bytes, uint8_t *out)
-{
-    __mmask16 some = avx512_first(kern_min_size(n_bytes, 16));
-    __m512i v[16], w[16];
-    KERN_UNROLL for (int k = 0; k < 16; k++) {
-        const uint8_t *const *row = rows + 32 * (k % 2) + k / 2;
-        v[k] = _mm512_castsi128_si512(_mm_maskz_loadu_epi8(some, row[0] + at));
-        v[k] = _mm512_inserti32x4(v[k], _mm_maskz_loadu_epi8(some, row[8] + at), 1);
-        v[k] = _mm512_inserti32x4(v[k], _mm_maskz_loadu_epi8(some, row[16] + at), 2);
-        v[k] = _mm512_inserti32x4(v[k], _mm_maskz_loadu_epi8(some, row[24] + at), 3);
-    }
-    KERN_UNROLL for (int k = 0; k < 8; k++) {
-        w[2 * k] = _mm512_unpacklo_epi8(v[k], v[k + 8]);
-        w[2 * k + 1] = _mm512_unpackhi_epi8(v[k], v[k + 8]);
-    }
-    KERN_UNROLL for (int k = 0; k < 8; k++) {
-        v[2 * k] = _mm512_unpacklo_epi8(w[k], w[k + 8]);
-        v[2 * k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 8]);
-    }
-    KERN_UNROLL for (int k = 0; k < 8; k++) {
-        w[2 * k] = _mm512_unpacklo_epi8(v[k], v[k + 8]);
-        w[2 * k + 1] = _mm512_unpackhi_epi8(v[k], v[k + 8]);
-    }
-    KERN_UNROLL for (int k = 0; k < 8; k++) {
-        v[2 * k] = _mm512_unpacklo_epi8(w[k], w[k + 8]);
-        v[2 * k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 8]);
-    }
-    KERN_UNROLL for (size_t k = 0; k < 16; k++)
-        if (k < n_bytes) _mm512_store_si512(out + k * KERN_INDEX_GROUP, v[k]);
-}
-
-/* Adds what the second plane says to the estimates of the first n <= 64 waiting positions: scale * (2 S + U) is z * 2 / KERN_INDEX_SIGN and scale * U. */
-KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, size_t first, size_t n, const int n_q)
-{
-    __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    const __m512 more = _mm512_set1_ps(2 / KERN_INDEX_SIGN - 1);
-    float *estimates = s->a->estimates + s->n_kept - s->n_waiting;
-    add_signs(s->s.turned, s->at.row_bytes, s->q.tables + first * s->q.table_bytes, s->q.table_bytes, n_q, low, high);
-    KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        size_t head = first + (size_t)g;
-        const __m512 slope = _mm512_set1_ps(2 * s->q.step[head]), base = _mm512_set1_ps(-s->q.step[head] * s->q.total[head]);
-        KERN_UNROLL for (size_t m = 0; m < 4; m++) {
-            float *at = estimates + head * s->a->stride + m * KERN_LANES;
-            __mmask16 some = avx512_first(n > m * KERN_LANES ? kern_min_size(n - m * KERN_LANES, KERN_LANES) : 0);
-            __m512 u = _mm512_mul_ps(scale[m], _mm512_fmadd_ps(quarter(low[g], high[g], (int)m), slope, base));
-            u = _mm512_fmadd_ps(_mm512_load_ps(s->s.waiting_z + head * INDEX_PENDING + m * KERN_LANES), more, u);
-            _mm512_mask_storeu_ps(at, some, _mm512_add_ps(_mm512_maskz_loadu_ps(some, at), u));
+    for (size_t i = 0; i < n; i += 32) {
+        const __m512i which = _mm512_cvtepu8_epi16(i ? _mm512_extracti64x4_epi64(list, 1) : _mm512_castsi512_si256(list));
+        const size_t at = s->n_waiting + i;
+        _mm512_storeu_si512(s->s.waiting_scale + at, _mm512_permutex2var_epi16(_mm512_load_si512(scales), which, _mm512_load_si512(scales + 32)));
+        for (size_t g = 0; g < n_q; g++) {
+            const int16_t *sums = s->s.sums + g * KERN_INDEX_GROUP;
+            _mm512_storeu_si512(s->s.waiting_n + g * INDEX_WAITING + at, _mm512_permutex2var_epi16(_mm512_load_si512(sums), which, _mm512_load_si512(sums + 32)));
         }
     }
-}
-
-static void refine(index_state *s)
-{
-    const size_t n = kern_min_size(s->n_waiting, KERN_INDEX_GROUP), left = s->n_waiting - n, n_q = s->a->n_q;
-    __m512 scale[4];
-    for (size_t i = n; i < KERN_INDEX_GROUP; i++) s->s.waiting_u[i] = s->s.waiting_u[0];
-    for (size_t j = 0; j < s->at.row_bytes; j += 16) turn_rows(s->s.waiting_u, j, s->at.row_bytes - j, s->s.turned + j * KERN_INDEX_GROUP);
-    KERN_UNROLL for (int m = 0; m < 4; m++) scale[m] = _mm512_load_ps(s->s.waiting_scale + m * KERN_LANES);
-    size_t g = 0;
-    for (; g + 4 <= n_q; g += 4) refine_heads(s, scale, g, n, 4);
-    for (; g < n_q; g++) refine_heads(s, scale, g, n, 1);
-    memmove(s->s.waiting_u, s->s.waiting_u + n, left * sizeof *s->s.waiting_u);
-    for (size_t i = 0; i < left; i += KERN_LANES) {
-        _mm512_store_ps(s->s.waiting_scale + i, _mm512_loadu_ps(s->s.waiting_scale + n + i));
-        for (g = 0; g < n_q; g++) {
-            float *z = s->s.waiting_z + g * INDEX_PENDING + i;
-            _mm512_store_ps(z, _mm512_loadu_ps(z + n));
-        }
-    }
-    s->n_waiting = left;
-}
-
-/* ---- kept positions --------------------------------------------------------------------------------- */
-
-/* Appends the positions of mask, of the group whose first position is from. */
-static void keep(index_state *s, const index_walk *w, const __m512 *scale, uint64_t mask)
-{
-    const __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const size_t n_q = s->a->n_q;
-    size_t at[4], n = 0;
-    for (int m = 0; m < 4; m++) {
-        __mmask16 some = (__mmask16)(mask >> 16 * m);
-        __m512i id = _mm512_add_epi32(number, _mm512_set1_epi32((int)(w->from + (size_t)m * KERN_LANES)));
-        at[m] = n;
-        _mm512_storeu_si512(s->a->ids + s->n_kept + n, _mm512_maskz_compress_epi32(some, id));
-        if (s->refine) _mm512_storeu_ps(s->s.waiting_scale + s->n_waiting + n, _mm512_maskz_compress_ps(some, scale[m]));
-        n += (size_t)__builtin_popcount(some);
-    }
-    for (size_t g = 0; g < n_q; g++) {
-        const __m512 offset = _mm512_set1_ps(s->offset[g]);
-        const float *z = s->s.z + g * KERN_INDEX_GROUP;
-        float *estimates = s->a->estimates + g * s->a->stride + s->n_kept, *waiting = s->s.waiting_z + g * INDEX_PENDING + s->n_waiting;
-        KERN_UNROLL for (int m = 0; m < 4; m++) {
-            __m512 some = _mm512_maskz_compress_ps((__mmask16)(mask >> 16 * m), _mm512_load_ps(z + m * KERN_LANES));
-            _mm512_storeu_ps(estimates + at[m], _mm512_add_ps(some, offset));
-            if (s->refine) _mm512_storeu_ps(waiting + at[m], some);
-        }
-    }
-    if (s->refine) {
-        const uint8_t *u = w->code + s->at.outer + w->at * KERN_INDEX_GROUP * s->at.row_bytes;
-        const uint8_t **to = s->s.waiting_u + s->n_waiting;
-        for (; mask; mask &= mask - 1) {
-            const uint8_t *row = u + (size_t)__builtin_ctzll(mask) * s->at.row_bytes;
-            _mm_prefetch(row, _MM_HINT_T0);
-            *to++ = row;
-        }
-        s->n_waiting += n;
-    }
+    if (s->refine) index_wait_for_u(s, w, mask);
+    s->n_waiting += n;
     s->n_kept += n;
 }
 
 /* Asks for the same group of a later page. */
-KERN_INLINE void ask_ahead(const index_state *s, const index_walk *w, size_t ahead, size_t last)
+KERN_INLINE void ask_ahead(const index_state *s, const index_walk *w, size_t page)
 {
-    size_t page = w->from / s->a->page_rows + ahead;
-    if (page > last) return;
     const uint8_t *code = s->a->pages[page];
     for (size_t i = 0; i < s->at.group_bytes; i += 64) _mm_prefetch(code + w->at * s->at.group_bytes + i, _MM_HINT_T1);
     for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(code + s->at.scales + w->at * KERN_INDEX_GROUP * sizeof(kern_f16) + i, _MM_HINT_T1);
-    if (w->at == 0)
-        for (size_t i = s->at.mean; i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
+    for (size_t i = s->at.mean; w->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
 }
 
 static size_t scan(const kern_index_scan *a)
 {
-    index_state s = {.a = a, .q = index_query_at(a->query, a->n_q, a->dim), .s = index_scratch_at(a->scratch, a->n_q), .at = index_layout_of(a->page_rows, a->dim, a->planes),
-                     .refine = a->refine && a->planes == 2};
-    const float sign = a->planes == 2 ? KERN_INDEX_SIGN : 1;
-    const size_t ahead = 1 + INDEX_AHEAD / (s.at.mean + a->dim * sizeof(kern_f16)), last = a->end ? (a->end - 1) / a->page_rows : 0;
-    const __m512 threshold = _mm512_set1_ps(a->threshold);
-    const uint8_t *code = NULL;
-    for (size_t g = 0; g < a->n_q; g++) {
-        s.slope[g] = 2 * sign * s.q.step[g];
-        s.base[g] = -sign * s.q.step[g] * s.q.total[g];
-    }
-    index_walk w = index_walk_begin(a);
-    while (index_walk_next(&w)) {
-        const kern_f16 *scales = (const kern_f16 *)(const void *)(w.code + s.at.scales) + w.at * KERN_INDEX_GROUP;
-        __m512 scale[4], best[4];
-        if (a->every == 1) ask_ahead(&s, &w, ahead, last);
-        if (w.code != code) page_offsets(&s, (const kern_f16 *)(const void *)(w.code + s.at.mean));
-        code = w.code;
-        KERN_UNROLL for (int m = 0; m < 4; m++) {
-            scale[m] = halves_at(scales + m * KERN_LANES);
-            best[m] = _mm512_set1_ps(-INFINITY);
+    index_state s = index_state_begin(a);
+    const size_t ahead = 1 + INDEX_AHEAD / (s.at.mean + a->dim * sizeof(kern_f16)), n_pages = (a->end + a->page_rows - 1) / a->page_rows;
+    for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
+        const kern_f16 *scales = (const kern_f16 *)(const void *)(w.code + s.at.scales);
+        if (a->every == 1 && w.from / a->page_rows + ahead < n_pages) ask_ahead(&s, &w, w.from / a->page_rows + ahead);
+        if (w.is_new) {
+            page_offsets(&s, (const kern_f16 *)(const void *)(w.code + s.at.mean));
+            index_page_begin(&s, scales);
         }
-        scan_all_heads(&s, w.code + w.at * s.at.group_bytes, scale, best);
+        scales += w.at * KERN_INDEX_GROUP;
         uint64_t mask = 0;
-        KERN_UNROLL for (int m = 0; m < 4; m++) mask |= (uint64_t)_mm512_cmp_ps_mask(best[m], threshold, _CMP_GE_OQ) << 16 * m;
-        mask &= (w.high < 64 ? (UINT64_C(1) << w.high) - 1 : UINT64_MAX) & UINT64_MAX << w.low;
+        FOR_HEADS(a->n_q, scan_heads, &s, w.code + w.at * s.at.group_bytes, whole_scales(scales, s.exponent), whole_scales(scales + 32, s.exponent), &mask);
+        mask &= index_walk_mask(&w);
         if (!mask) continue;
-        keep(&s, &w, scale, mask);
-        while (s.n_waiting >= INDEX_FULL) refine(&s);
+        keep(&s, &w, scales, mask);
+        while (s.n_waiting >= INDEX_FULL) finish(&s);
     }
-    while (s.n_waiting) refine(&s);
+    while (s.n_waiting) finish(&s);
     return s.n_kept;
 }
 

@@ -1,4 +1,4 @@
-/* kern_avx512vbmi_index.c - the index of keys with AVX-512 VBMI: one look-up adds up to six channels for 64 positions (kern_avx512_index.h has the rest).
+/* kern_avx512vbmi_index.c - the index of keys with AVX-512 VBMI and VBMI2: one look-up adds up to six channels for 64 positions (kern_avx512_index.h has the rest).
  *
  * A chunk's three bytes are four look-ups: the low six bits of each, and the three pairs of high bits together. */
 #include "kern_avx512_index.h"
@@ -15,9 +15,9 @@ KERN_INLINE void index_spread(const uint8_t *signs, int n_bytes, __m512i *v)
 
 KERN_INLINE __m512i index_look(const __m512i *v, const uint8_t *tables, int n_bytes)
 {
-    __m512i a = _mm512_permutexvar_epi8(v[0], _mm512_load_si512(tables)), b = _mm512_permutexvar_epi8(v[3], _mm512_load_si512(tables + 3 * INDEX_TABLE));
-    if (n_bytes > 1) a = _mm512_add_epi8(a, _mm512_permutexvar_epi8(v[1], _mm512_load_si512(tables + INDEX_TABLE)));
-    if (n_bytes > 2) b = _mm512_add_epi8(b, _mm512_permutexvar_epi8(v[2], _mm512_load_si512(tables + 2 * INDEX_TABLE)));
+    __m512i a = _mm512_permutexvar_epi8(v[0], _mm512_load_si512(tables)), b = _mm512_permutexvar_epi8(v[3], _mm512_load_si512(tables + 3 * 64));
+    if (n_bytes > 1) a = _mm512_add_epi8(a, _mm512_permutexvar_epi8(v[1], _mm512_load_si512(tables + 64)));
+    if (n_bytes > 2) b = _mm512_add_epi8(b, _mm512_permutexvar_epi8(v[2], _mm512_load_si512(tables + 2 * 64)));
     return _mm512_add_epi8(a, b);
 }
 
@@ -32,16 +32,23 @@ KERN_INLINE __m512i table_of(const int16_t *n)
     return v;
 }
 
-static void make_tables(index_whole *whole, size_t dim, size_t lane, uint8_t *tables)
+KERN_INLINE __m512i index_list(uint64_t mask)
 {
-    for (size_t d = 0; d < dim; d += 8 * INDEX_CHUNK, tables += INDEX_CHUNK_TABLES * INDEX_TABLE) {
-        int16_t low[INDEX_CHUNK][6] = {{0}}, pairs[2 * INDEX_CHUNK] = {0};
+    static const uint8_t number[64] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                                       32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    return _mm512_maskz_compress_epi8(mask, _mm512_loadu_si512(number));
+}
+
+static void make_tables(const int16_t *whole, size_t dim, uint8_t *tables)
+{
+    for (size_t d = 0; d < dim; d += 8 * INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) {
+        int16_t pairs[2 * INDEX_CHUNK] = {0};
         for (size_t j = 0; j < INDEX_CHUNK && d + 8 * j < dim; j++) {
-            for (size_t b = 0; b < 6; b++) low[j][b] = whole[d + 8 * j + b][lane];
-            for (size_t b = 0; b < 2; b++) pairs[2 * j + b] = whole[d + 8 * j + 6 + b][lane];
+            const int16_t *n = whole + d + 8 * j;
+            _mm512_store_si512(tables + j * 64, table_of(n));
+            pairs[2 * j] = n[6], pairs[2 * j + 1] = n[7];
         }
-        for (size_t j = 0; j < INDEX_CHUNK; j++) _mm512_store_si512(tables + j * INDEX_TABLE, table_of(low[j]));
-        _mm512_store_si512(tables + 3 * INDEX_TABLE, table_of(pairs));
+        _mm512_store_si512(tables + 3 * 64, table_of(pairs));
     }
 }
 

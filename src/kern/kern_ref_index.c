@@ -4,6 +4,7 @@
 
 #include "kern.h"
 #include "kern_index_code.h"
+#include "kern_scalar.h"
 
 size_t kern_index_bytes(size_t n_rows, size_t dim, unsigned planes)
 {
@@ -22,7 +23,7 @@ size_t kern_index_refine_bytes(size_t n_pos, size_t dim)
 
 size_t kern_index_query_bytes(size_t n_q, size_t dim)
 {
-    return index_query_floats(n_q, dim) * sizeof(float) + n_q * index_table_bytes(dim);
+    return index_query_numbers(n_q, dim) * sizeof(float) + n_q * index_table_bytes(dim);
 }
 
 size_t kern_index_scratch(size_t n_q, size_t dim)
@@ -52,19 +53,28 @@ static void rotate(float *x, size_t dim)
         if (dim & n) hadamard(x + at - n, n), at -= n;
 }
 
-/* A row that is rotated and has no mean any more. */
-static void code_row(float *r, size_t dim, unsigned planes, size_t position, uint8_t *signs, kern_f16 *scale, uint8_t *outer)
+/* A sum over channels: of 16 lanes, folded by a tree. */
+static float sum_of(const float *x, size_t dim)
 {
-    float square = 0, sum = 0, squares = 0;
-    for (size_t d = 0; d < dim; d++) square += r[d] * r[d];
+    float lanes[KERN_LANES] = {0};
+    for (size_t d = 0; d < dim; d++) lanes[d % KERN_LANES] += x[d];
+    return scalar_fold(lanes);
+}
+
+/* A row that is rotated and has no mean any more. */
+static void code_row(const float *r, size_t dim, unsigned planes, size_t position, uint8_t *signs, kern_f16 *scale, uint8_t *outer)
+{
+    float square[KERN_INDEX_DIM], product[KERN_INDEX_DIM];
+    for (size_t d = 0; d < dim; d++) square[d] = r[d] * r[d];
+    float limit = sum_of(square, dim) / (float)dim;
     for (size_t d = 0; d < dim; d++) {
-        bool is_outer = planes == 2 && r[d] * r[d] > square / (float)dim, s = r[d] >= 0, u = is_outer ? s : !s;
+        bool is_outer = planes == 2 && r[d] * r[d] > limit, s = r[d] >= 0, u = is_outer ? s : !s;
         signs[d / 8 * KERN_INDEX_GROUP + index_entry(position)] |= (uint8_t)(s << d % 8);
         if (planes == 2) outer[d / 8] |= (uint8_t)(u << d % 8);
-        sum += (is_outer ? 3.0f : 1.0f) * fabsf(r[d]);
-        squares += is_outer ? 9.0f : 1.0f;
+        product[d] = (is_outer ? 3.0f : 1.0f) * fabsf(r[d]);
+        square[d] = is_outer ? 9.0f : 1.0f;
     }
-    *scale = index_half(sum / squares);
+    *scale = index_half(sum_of(product, dim) / sum_of(square, dim));
 }
 
 static void code(const float *k, size_t stride, size_t n_rows, size_t dim, unsigned planes, void *out)

@@ -93,6 +93,7 @@ spw_status kv_seq_create(kv_seq **out, kv_store *st, uint64_t n_ctx, spw_err *er
 /* Shares all pages of the len positions of from; n_ctx >= len. */
 spw_status kv_seq_fork(kv_seq **out, const kv_seq *from, uint64_t n_ctx, spw_err *err);
 void kv_seq_free(kv_seq *s); /* takes NULL; memory of pages nobody else holds goes back to the system */
+const kv_store *kv_seq_store(const kv_seq *s);
 uint64_t kv_seq_len(const kv_seq *s);
 uint64_t kv_seq_n_ctx(const kv_seq *s);
 size_t kv_seq_row_bytes(const kv_seq *s); /* of a row in a page */

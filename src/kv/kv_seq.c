@@ -63,6 +63,11 @@ void kv_seq_free(kv_seq *s)
     mem_free(s);
 }
 
+const kv_store *kv_seq_store(const kv_seq *s)
+{
+    return s->store;
+}
+
 uint64_t kv_seq_len(const kv_seq *s)
 {
     return s->len;

@@ -7,7 +7,7 @@
 
 #include "mem.h"
 
-static const policy_ops *const table[] = {&policy_full, &policy_window, &policy_quest, &policy_hgca, &policy_oracle};
+static const policy_ops *const table[] = {&policy_full, &policy_window, &policy_quest, &policy_hgca, &policy_oracle, &policy_adaptive};
 enum { N_POLICIES = sizeof table / sizeof table[0], NAME_MAX_LEN = 32 };
 
 const policy_ops *policy_at(size_t i)
@@ -25,7 +25,7 @@ const policy_ops *policy_find(const char *name)
 
 const char *spw_kv_policies(void)
 {
-    return "full, window, quest, hgca, oracle";
+    return "full, window, quest, hgca, oracle, adaptive";
 }
 
 /* ------------------------------------------------------------------------------------------- parameters ---- */

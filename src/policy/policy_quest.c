@@ -38,8 +38,8 @@ typedef struct quest_job {
     kern_f16 *digest; /* one row */
     float *q;         /* [head][2 dim]: negative parts, then positive parts */
     float *scores;    /* [head][stride] */
-    uint32_t *ids, *keys; /* likewise: what is chosen; scratch of the search */
-    uint8_t *marks;   /* of each block: whether a head has chosen it */
+    uint32_t *ids, *keys; /* likewise: what is chosen; scratch of the search, then the blocks of each set */
+    uint32_t *masks;  /* of each block: the heads that have chosen it */
 } quest_job;
 
 /* ----------------------------------------------------------------------------------------------- digests ---- */
@@ -247,7 +247,7 @@ static size_t lay_out(quest_job *job, void *scratch, uint32_t n_q, size_t dim)
     job->scores = policy_layout_take(&l, n_q * job->stride * sizeof *job->scores);
     job->ids = policy_layout_take(&l, n_q * job->stride * sizeof *job->ids);
     job->keys = policy_layout_take(&l, n_q * job->stride * sizeof *job->keys);
-    job->marks = policy_layout_take(&l, job->stride);
+    job->masks = policy_layout_take(&l, job->stride * sizeof *job->masks);
     return l.bytes;
 }
 
@@ -347,25 +347,76 @@ static void quest_work(void *state, const policy_params *p, const policy_query *
     }
 }
 
+/* Runs of adjacent heads, one after the other: all that begin with head 0, then with head 1. */
+enum { MAX_RUNS = KERN_MAX_G * (KERN_MAX_G + 1) / 2 };
+
+static uint32_t run_index(uint32_t first, uint32_t n, uint32_t n_q)
+{
+    return first * n_q - first * (first - 1) / 2 + n - 1;
+}
+
+/* The first run of heads in a mask, which loses it; false when the mask is empty. */
+static bool next_run(uint32_t *mask, uint32_t *first, uint32_t *n)
+{
+    if (!*mask) return false;
+    *first = (uint32_t)__builtin_ctz(*mask);
+    uint64_t from = (uint64_t)*mask >> *first;
+    *n = (uint32_t)__builtin_ctzll(~from);
+    *mask &= (uint32_t) ~(((UINT64_C(1) << *n) - 1) << *first);
+    return true;
+}
+
+/* Which heads have chosen each block. */
+static void mark_blocks(const quest_job *job, uint32_t n_q)
+{
+    memset(job->masks, 0, job->blocks.n * sizeof *job->masks);
+    for (uint32_t g = 0; g < n_q; g++)
+        for (size_t i = 0; i < job->k; i++) job->masks[job->ids[g * job->stride + i]] |= UINT32_C(1) << g;
+}
+
+/* Sorts the blocks by the runs of heads that read them, into job->keys; ends[r]: where those of run r end.  Returns how many positions are read by any head. */
+static uint64_t sort_blocks(const quest_job *job, uint32_t n_q, size_t ends[MAX_RUNS])
+{
+    uint32_t first, n, n_runs = n_q * (n_q + 1) / 2;
+    uint64_t n_pos = 0;
+    for (uint32_t r = 0; r < n_runs; r++) ends[r] = 0;
+    for (size_t i = 0; i < job->blocks.n; i++) {
+        uint32_t mask = job->masks[i];
+        if (mask) n_pos += policy_blocks_at(&job->blocks, i).n;
+        while (next_run(&mask, &first, &n)) ends[run_index(first, n, n_q)]++;
+    }
+    for (size_t r = 0, at = 0; r < n_runs; r++) {
+        size_t count = ends[r];
+        ends[r] = at;
+        at += count;
+    }
+    for (size_t i = 0; i < job->blocks.n; i++) {
+        uint32_t mask = job->masks[i];
+        while (next_run(&mask, &first, &n)) job->keys[ends[run_index(first, n, n_q)]++] = (uint32_t)i;
+    }
+    return n_pos;
+}
+
+/* A block that adjacent heads have chosen is read once for all of them, so sets are those of runs of heads rather than of heads. */
 static spw_status quest_select(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
 {
     if (c->dense) return policy_choice_all(c, q->n_pos, err);
     const quest_job *job = job_of(c);
     quest_head *h = head_of(state, q);
+    size_t ends[MAX_RUNS], at = 0;
     if (h->n < job->n_kept) h->n = job->n_kept;
+    mark_blocks(job, q->n_q);
+    c->middle_rows = sort_blocks(job, q->n_q, ends);
     c->side_bytes = job->blocks.n * digest_halves(state) * sizeof(kern_f16);
-    c->middle_rows = 0;
-    memset(job->marks, 0, job->blocks.n);
     spw_status s = policy_choice_add(c, 0, job->blocks.begin, err);
     if (!s) s = policy_choice_add(c, job->blocks.end, p->window, err);
-    for (uint32_t g = 0; g < q->n_q && !s; g++) {
-        s = policy_choice_set(c, g, 1, err);
-        for (size_t i = 0; i < job->k && !s; i++) {
-            uint32_t block = job->ids[g * job->stride + i];
-            policy_range r = policy_blocks_at(&job->blocks, block);
-            if (!job->marks[block]) c->middle_rows += r.n;
-            job->marks[block] = 1;
-            s = policy_choice_add(c, r.first, r.n, err);
+    for (uint32_t first = 0, r = 0; first < q->n_q; first++) {
+        for (uint32_t n = 1; first + n <= q->n_q; n++, r++) {
+            if (!s && at < ends[r]) s = policy_choice_set(c, first, n, err);
+            for (; !s && at < ends[r]; at++) {
+                policy_range range = policy_blocks_at(&job->blocks, job->keys[at]);
+                s = policy_choice_add(c, range.first, range.n, err);
+            }
         }
     }
     return s;

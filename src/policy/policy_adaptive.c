@@ -1,0 +1,468 @@
+/* policy_adaptive.c - the default: estimates the score of every position from low-bit codes of the keys (kern_index.h), and names the best positions.
+ *
+ * The one thing to know: a choice is a function of the queries, the codes and the number of positions alone.  Work is cut at fixed positions, never by threads.
+ *
+ *     prepare   everything, or how much of the middle; the queries' tables; sink and window are attended
+ *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that a fifth of the positions pass
+ *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from both planes
+ *     rescan    without a threshold, when too few passed: the sample was not like the rest
+ *     select    a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; the rule says how many win
+ *
+ * That few bits sort out most and more bits the rest is the idea of RaBitQ (Gao and Long 2024); its bound is a sampled threshold here.
+ *
+ * Positions of the middle in a page that is not full have no code; they are always attended. */
+#include <math.h>
+#include <string.h>
+
+#include "kern_index.h"
+#include "policy_blocks.h"
+
+enum {
+    PART = 4096,         /* positions of a work item: its start costs nothing beside them, and short contexts still keep several threads busy */
+    ROOM = PART + KERN_INDEX_GROUP,
+    SAMPLE_EVERY = 16,   /* one group in so many is sampled ... */
+    SAMPLE_LEAST = 1024, /* ... but so many positions at least, */
+    SAMPLE_MOST = 2048,  /* and no more than these, which tell the threshold well enough for any length */
+    SAMPLE_FEWEST = 4,   /* a middle so short that more groups had to be sampled is refined whole: that costs no more */
+    WIDTH = 16,          /* floats that are worked on at a time */
+    CHOOSE_LEAST = 128,  /* positions for every group: a small share of a short middle is too little */
+};
+#define CANDIDATES      0.2  /* share of the middle that passes the signs */
+#define CANDIDATES_OVER 2.5  /* and at least so many times what is chosen */
+#define DENSE_SHARE     0.5  /* choosing this much of the middle takes as long as reading all of it */
+#define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
+#define THRESHOLD       2e-4 /* of the mean attention of the heads */
+#define TOP_P           0.2
+#define ERROR           0.1  /* Fluxion's tau */
+#define CLOSE_ENOUGH    1.02 /* ratio of too few to enough, at which the search for enough ends */
+
+/* What one part of the scan found. */
+typedef struct scan_part {
+    size_t at, n; /* of all candidates, the number of its first; how many */
+    size_t n_scanned, n_refined; /* positions; both count what was read a second time */
+    float sum[KERN_MAX_G];       /* of the candidates' masses */
+} scan_part;
+
+/* The scratch of a choice begins with this. */
+typedef struct adaptive {
+    policy_blocks blocks; /* of that part of the middle that has codes */
+    uint64_t base;        /* the position that the scan counts from: a page's first */
+    uint32_t first, end;  /* what has codes, counted from there */
+    uint32_t every;       /* of the sample; 0: none */
+    uint32_t n_parts;
+    unsigned planes;
+    size_t wanted;       /* positions: of a flat budget how many, of a rule at least so many */
+    double candidates;   /* share of the middle */
+    size_t n_sampled;
+    /* A mass is e to the score - norm: the share of the head's attention, if the sample were right. */
+    float norm[KERN_MAX_G];   /* as the sample has it; without one, that of sink and window alone is taken */
+    float ends[KERN_MAX_G];   /* mass of sink and window, exact */
+    float rest[KERN_MAX_G];   /* mass of what does not pass, as the sample has it */
+    float middle[KERN_MAX_G]; /* mass of what has codes */
+    float threshold;
+    /* behind it in the scratch */
+    const void **pages;
+    scan_part *parts;
+    void *query;
+    uint8_t *scan_scratch; /* of each part */
+    uint32_t *ids;         /* of each part ROOM candidates; then of all, adjacent */
+    float *estimates, *masses; /* of each part [n_q][ROOM] */
+    float *votes;
+    float *sums;           /* of blocks */
+    uint32_t *chosen, *picked, *top; /* chosen candidates or blocks; candidates in chosen blocks; scratch of top_k */
+} adaptive;
+
+/* What wins: candidates or blocks. */
+typedef struct units {
+    const float *votes;
+    size_t n, size; /* size: positions of one */
+} units;
+
+static float log_add(float a, float b)
+{
+    float high = a > b ? a : b, low = a > b ? b : a;
+    return low == -INFINITY ? high : high + log1pf(expf(low - high));
+}
+
+static policy_rule rule_of(const policy_params *p)
+{
+    return p->rule == POLICY_FLAT && p->budget == 0 ? POLICY_THRESHOLD : p->rule;
+}
+
+/* ------------------------------------------------------------------------------------------------ prepare ---- */
+
+/* What is scanned and how; false: everything is attended.  The page of the token itself counts as not full: what the step writes plays no part. */
+static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
+{
+    uint64_t coded = (q->n_pos - 1) / KV_PAGE_ROWS * KV_PAGE_ROWS;
+    if (policy_is_dense(p, q->n_pos) || coded <= p->sink || !kv_code(q->seq, q->layer, q->head, 0)) return false;
+    a->blocks = policy_blocks_of(p, q->n_pos);
+    if (coded < a->blocks.end) {
+        a->blocks.end = coded;
+        a->blocks.n = (size_t)((coded - 1) / p->block + 1 - a->blocks.first);
+    }
+    a->base = a->blocks.begin / KV_PAGE_ROWS * KV_PAGE_ROWS;
+    a->first = (uint32_t)(a->blocks.begin - a->base);
+    a->end = (uint32_t)(a->blocks.end - a->base);
+    a->planes = kv_index_planes(kv_seq_store(q->seq));
+    uint32_t n = a->end - a->first;
+    uint64_t middle = policy_middle(p, q->n_pos);
+    double budget = rule_of(p) == POLICY_FLAT ? (double)policy_budget(p, middle) : ceil(RULE_LEAST * (double)middle);
+    if (budget < CHOOSE_LEAST) budget = CHOOSE_LEAST;
+    if (budget >= DENSE_SHARE * n) return false;
+    a->wanted = (size_t)budget;
+    a->candidates = fmax(CANDIDATES, CANDIDATES_OVER * budget / n);
+    a->every = n / SAMPLE_LEAST < SAMPLE_EVERY ? n / SAMPLE_LEAST : SAMPLE_EVERY;
+    if (a->every < n / SAMPLE_MOST) a->every = n / SAMPLE_MOST;
+    if (a->every < SAMPLE_FEWEST || a->candidates >= 1) a->every = 0;
+    a->n_parts = (a->end + PART - 1) / PART;
+    a->threshold = -INFINITY;
+    return true;
+}
+
+/* Places everything in the scratch, and returns its bytes; memory NULL: for these alone. */
+static size_t lay_out(adaptive *a, const policy_query *q, void *memory)
+{
+    size_t n = (size_t)a->n_parts * ROOM;
+    policy_layout l = {.base = memory};
+    policy_layout_take(&l, sizeof *a);
+    a->pages = policy_layout_take(&l, ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * sizeof *a->pages);
+    a->parts = policy_layout_take(&l, a->n_parts * sizeof *a->parts);
+    a->query = policy_layout_take(&l, kern_index_query_bytes(q->n_q, q->dim));
+    a->scan_scratch = policy_layout_take(&l, a->n_parts * kern_index_scratch(q->n_q, q->dim));
+    a->ids = policy_layout_take(&l, n * sizeof *a->ids);
+    a->estimates = policy_layout_take(&l, n * q->n_q * sizeof *a->estimates);
+    a->masses = policy_layout_take(&l, n * q->n_q * sizeof *a->masses);
+    a->votes = policy_layout_take(&l, n * sizeof *a->votes);
+    a->chosen = policy_layout_take(&l, n * sizeof *a->chosen);
+    a->top = policy_layout_take(&l, n * sizeof *a->top);
+    if (a->blocks.block == 1) return l.bytes;
+    a->sums = policy_layout_take(&l, a->blocks.n * sizeof *a->sums);
+    a->picked = policy_layout_take(&l, n * sizeof *a->picked);
+    return l.bytes;
+}
+
+static spw_status adaptive_prepare(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
+{
+    (void)state;
+    adaptive a = {0};
+    c->dense = !set_out(&a, p, q);
+    if (c->dense) return SPW_OK;
+    spw_status s = policy_choice_scratch(c, lay_out(&a, q, NULL), err);
+    if (!s) s = policy_choice_add(c, 0, a.blocks.begin, err);
+    if (!s) s = policy_choice_add(c, a.blocks.end, q->n_pos - a.blocks.end, err);
+    if (s) return s;
+    c->base = true;
+    lay_out(&a, q, c->scratch);
+    for (uint32_t i = 0; i * KV_PAGE_ROWS < a.end; i++) a.pages[i] = kv_code(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
+    memset(a.parts, 0, a.n_parts * sizeof *a.parts);
+    q->kern->index_query(q->q, q->q_stride, q->n_q, q->dim, a.query);
+    *(adaptive *)c->scratch = a;
+    return SPW_OK;
+}
+
+/* --------------------------------------------------------------------------------------------------- scan ---- */
+
+static uint32_t adaptive_n_parts(const policy_params *p, const policy_query *q, const policy_choice *c, uint32_t stage)
+{
+    (void)p, (void)q;
+    if (c->dense) return 0;
+    const adaptive *a = c->scratch;
+    if (stage == 0) return a->every ? 1 : 0;
+    if (stage == 1) return a->n_parts;
+    size_t n = 0;
+    for (uint32_t i = 0; i < a->n_parts; i++) n += a->parts[i].n;
+    return n < a->wanted ? a->n_parts : 0;
+}
+
+/* Everything, from the signs. */
+static kern_index_scan scan_of(const adaptive *a, const policy_query *q)
+{
+    return (kern_index_scan){.query = a->query, .n_q = q->n_q, .dim = q->dim, .planes = a->planes, .pages = a->pages, .page_rows = KV_PAGE_ROWS, .first = a->first, .end = a->end,
+                             .every = 1, .threshold = -INFINITY, .ids = a->ids, .estimates = a->estimates, .stride = ROOM, .scratch = a->scan_scratch};
+}
+
+/* most[i] = the largest of the heads' estimate - norm, of n positions; whole steps of WIDTH are written. */
+static void best_of_heads(const float *estimates, size_t stride, size_t n, uint32_t n_q, const float *norm, float *most)
+{
+    for (size_t i = 0; i < n; i += WIDTH) {
+        for (size_t j = 0; j < WIDTH; j++) most[i + j] = estimates[i + j] - norm[0];
+        for (uint32_t g = 1; g < n_q; g++) {
+            const float *e = estimates + g * stride + i;
+            for (size_t j = 0; j < WIDTH; j++) most[i + j] = e[j] - norm[g] > most[i + j] ? e[j] - norm[g] : most[i + j];
+        }
+    }
+}
+
+/* Masses of n positions, and each head's sum of them. */
+static void make_masses(const policy_query *q, const float *norm, const float *estimates, size_t stride, size_t n, float *masses, float *sum)
+{
+    for (uint32_t g = 0; g < q->n_q; g++) {
+        float *m = masses + g * stride, of_lane[WIDTH] = {0};
+        size_t i = 0;
+        q->kern->index_votes(estimates + g * stride, stride, n, 1, &norm[g], false, m);
+        for (; i + WIDTH <= n; i += WIDTH)
+            for (size_t j = 0; j < WIDTH; j++) of_lane[j] += m[i + j];
+        for (size_t j = 0; i + j < n; j++) of_lane[j] += m[i + j];
+        sum[g] = 0;
+        for (size_t j = 0; j < WIDTH; j++) sum[g] += of_lane[j];
+    }
+}
+
+/* Every head's norm, the threshold, and the mass of what does not pass it. */
+static void sample(adaptive *a, const policy_query *q, const float *ends)
+{
+    size_t stride = (size_t)a->n_parts * ROOM;
+    float of_sample[KERN_MAX_G];
+    kern_index_scan scan = scan_of(a, q);
+    scan.every = a->every;
+    scan.stride = stride;
+    size_t n = a->n_sampled = q->kern->index_scan(&scan), k = (size_t)(a->candidates * (double)n) + 1;
+    float times = (float)(a->end - a->first) / (float)n;
+    if (k > n) k = n;
+    q->kern->index_lse(a->estimates, stride, n, q->n_q, of_sample);
+    for (uint32_t g = 0; g < q->n_q; g++) a->norm[g] = log_add(of_sample[g] + logf(times), ends[g]);
+    best_of_heads(a->estimates, stride, n, q->n_q, a->norm, a->votes);
+    q->kern->top_k(a->votes, n, k, a->chosen, a->top);
+    make_masses(q, a->norm, a->estimates, stride, n, a->masses, a->rest);
+    a->threshold = INFINITY;
+    for (size_t i = 0; i < k; i++) {
+        if (a->votes[a->chosen[i]] < a->threshold) a->threshold = a->votes[a->chosen[i]];
+        for (uint32_t g = 0; g < q->n_q; g++) a->rest[g] -= a->masses[g * stride + a->chosen[i]];
+    }
+    for (uint32_t g = 0; g < q->n_q; g++) a->rest[g] = a->rest[g] > 0 ? a->rest[g] * times : 0;
+}
+
+/* Without a sample, masses are relative to sink and window. */
+static const float *norm_of(const adaptive *a, const policy_choice *c)
+{
+    return a->every ? a->norm : c->base_lse;
+}
+
+static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, uint32_t i, float threshold)
+{
+    kern_index_scan scan = scan_of(a, q);
+    if (scan.first < i * PART) scan.first = i * PART;
+    if (scan.end > (i + 1) * PART) scan.end = (i + 1) * PART;
+    scan.norm = norm;
+    scan.threshold = threshold;
+    scan.refine = a->planes > 1;
+    scan.ids += (size_t)i * ROOM;
+    scan.estimates += (size_t)i * q->n_q * ROOM;
+    scan.scratch = a->scan_scratch + i * kern_index_scratch(q->n_q, q->dim);
+    a->parts[i].n = q->kern->index_scan(&scan);
+    a->parts[i].n_scanned += scan.end - scan.first;
+    a->parts[i].n_refined += a->parts[i].n;
+    make_masses(q, norm, scan.estimates, ROOM, a->parts[i].n, a->masses + (size_t)i * q->n_q * ROOM, a->parts[i].sum);
+}
+
+static void adaptive_work(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part)
+{
+    (void)state, (void)p;
+    adaptive *a = c->scratch;
+    if (stage == 0) sample(a, q, c->base_lse);
+    else scan_part_of(a, q, norm_of(a, c), part, stage == 1 ? a->threshold : -INFINITY);
+}
+
+/* -------------------------------------------------------------------------------------------------- votes ---- */
+
+/* votes[i] = the sum over the heads of weight * mass, of n positions; whole steps of WIDTH are written. */
+static void weigh(const float *masses, size_t n, uint32_t n_q, const float *weight, float *votes)
+{
+    for (size_t i = 0; i < n; i += WIDTH) {
+        float sum[WIDTH] = {0};
+        for (uint32_t g = 0; g < n_q; g++) {
+            const float *m = masses + g * (size_t)ROOM + i;
+            for (size_t j = 0; j < WIDTH; j++) sum[j] += weight[g] * m[j];
+        }
+        memcpy(votes + i, sum, sizeof sum);
+    }
+}
+
+/* Makes the parts' candidates adjacent, and their votes; returns how many. */
+static size_t join_parts(adaptive *a, const policy_query *q, const policy_choice *c)
+{
+    float weight[KERN_MAX_G];
+    size_t n = 0;
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        memmove(a->ids + n, a->ids + (size_t)i * ROOM, a->parts[i].n * sizeof *a->ids);
+        a->parts[i].at = n;
+        n += a->parts[i].n;
+    }
+    for (uint32_t g = 0; g < q->n_q; g++) {
+        a->middle[g] = n < a->end - a->first ? a->rest[g] : 0;
+        for (uint32_t i = 0; i < a->n_parts; i++) a->middle[g] += a->parts[i].sum[g];
+        a->ends[g] = expf(c->base_lse[g] - norm_of(a, c)[g]);
+        weight[g] = 1 / (a->middle[g] + a->ends[g]);
+    }
+    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * ROOM, a->parts[i].n, q->n_q, weight, a->votes + a->parts[i].at);
+    return n;
+}
+
+/* Of a candidate, the number of its block. */
+static size_t block_of(const adaptive *a, uint32_t id)
+{
+    return (size_t)((a->base + id) / a->blocks.block - a->blocks.first);
+}
+
+/* The candidates, or the blocks of the middle, each with the votes of the candidates in it. */
+static units units_of(adaptive *a, size_t n)
+{
+    if (a->blocks.block == 1) return (units){.votes = a->votes, .n = n, .size = 1};
+    memset(a->sums, 0, a->blocks.n * sizeof *a->sums);
+    for (size_t i = 0; i < n; i++) a->sums[block_of(a, a->ids[i])] += a->votes[i];
+    return (units){.votes = a->sums, .n = a->blocks.n, .size = a->blocks.block};
+}
+
+/* Candidates in the k chosen units. */
+static const uint32_t *pick_candidates(adaptive *a, const units *u, size_t n, size_t k, size_t *n_picked)
+{
+    *n_picked = k;
+    if (u->size == 1) return a->chosen;
+    *n_picked = 0;
+    for (size_t i = 0, j = 0; i < n; i++) {
+        size_t block = block_of(a, a->ids[i]);
+        while (j < k && a->chosen[j] < block) j++;
+        a->picked[*n_picked] = (uint32_t)i;
+        *n_picked += j < k && a->chosen[j] == block;
+    }
+    return a->picked;
+}
+
+/* The share of each head's mass in the middle that some candidates hold. */
+static void sum_candidates(const adaptive *a, const policy_query *q, const uint32_t *picked, size_t n, float *share)
+{
+    const scan_part *part = a->parts;
+    float sum[KERN_MAX_G] = {0};
+    for (size_t i = 0; i < n; i++) {
+        while (picked[i] >= part->at + part->n) part++;
+        const float *m = a->masses + (size_t)(part - a->parts) * q->n_q * ROOM + (picked[i] - part->at);
+        for (uint32_t g = 0; g < q->n_q; g++) sum[g] += m[g * (size_t)ROOM];
+    }
+    for (uint32_t g = 0; g < q->n_q; g++) share[g] = a->middle[g] > 0 ? fminf(sum[g] / a->middle[g], 1) : 1;
+}
+
+/* --------------------------------------------------------------------------------------------------- rules ---- */
+
+/* Chooses the k best units, and estimates each head's share of the middle's mass that they hold. */
+static void choose(adaptive *a, const policy_query *q, const units *u, size_t n, size_t k, float *mass)
+{
+    size_t n_picked;
+    q->kern->top_k(u->votes, u->n, k, a->chosen, a->top);
+    const uint32_t *picked = pick_candidates(a, u, n, k, &n_picked);
+    sum_candidates(a, q, picked, n_picked, mass);
+}
+
+/* Units whose positions have more than the threshold of the heads' attention on average. */
+static size_t count_above(const policy_params *p, const policy_query *q, const units *u)
+{
+    float least = (float)(p->threshold > 0 ? p->threshold : THRESHOLD) * (float)q->n_q * (float)u->size;
+    size_t n = 0;
+    for (size_t i = 0; i < u->n; i++) n += u->votes[i] > least;
+    return n;
+}
+
+/* The share of each head's mass in the middle that may be left out.  Fluxion (Yao et al. 2026, Eq. 2) bounds the error of a head's output by tau times the largest output of the layer.
+ * Values are not known before rows are read; here each is taken to be as large as that output, and the error to be as large as what is left out of the head's whole attention. */
+static void left_at_most(const adaptive *a, const policy_params *p, const policy_query *q, float *left)
+{
+    float tau = (float)(p->error > 0 ? p->error : ERROR), share = (float)(p->threshold > 0 ? p->threshold : TOP_P);
+    for (uint32_t g = 0; g < q->n_q; g++) {
+        left[g] = rule_of(p) == POLICY_TOP_P ? share : tau * (1 + a->ends[g] / a->middle[g]);
+    }
+}
+
+static bool is_enough(const policy_query *q, const float *mass, const float *left)
+{
+    for (uint32_t g = 0; g < q->n_q; g++)
+        if (1 - mass[g] > left[g]) return false;
+    return true;
+}
+
+/* The fewest units, at least `least`, that leave out no more than the rule lets; all when that is not enough either. */
+static size_t search_enough(adaptive *a, const policy_params *p, const policy_query *q, const units *u, size_t n, size_t least)
+{
+    float left[KERN_MAX_G], mass[KERN_MAX_G];
+    left_at_most(a, p, q, left);
+    choose(a, q, u, n, least, mass);
+    if (is_enough(q, mass, left)) return least;
+    size_t few = least, enough = u->n;
+    while ((double)enough > CLOSE_ENOUGH * (double)few + 1) {
+        size_t k = (size_t)sqrt((double)few * (double)enough);
+        if (k <= few) k = few + 1;
+        choose(a, q, u, n, k, mass);
+        if (is_enough(q, mass, left)) enough = k;
+        else few = k;
+    }
+    return enough;
+}
+
+static size_t count_units(adaptive *a, const policy_params *p, const policy_query *q, const units *u, size_t n)
+{
+    size_t least = (a->wanted + u->size - 1) / u->size, k = least;
+    if (least > u->n) least = u->n;
+    if (rule_of(p) == POLICY_THRESHOLD) k = count_above(p, q, u);
+    if (rule_of(p) == POLICY_TOP_P || rule_of(p) == POLICY_ERROR) k = search_enough(a, p, q, u, n, least);
+    if (k < least) k = least;
+    return k < u->n ? k : u->n;
+}
+
+/* -------------------------------------------------------------------------------------------------- select ---- */
+
+static spw_status add_positions(const adaptive *a, policy_choice *c, size_t k, spw_err *err)
+{
+    spw_status s = SPW_OK;
+    for (size_t i = 0, n; i < k && !s; i += n) {
+        uint32_t first = a->ids[a->chosen[i]];
+        for (n = 1; i + n < k && a->ids[a->chosen[i + n]] == first + n;) n++;
+        s = policy_choice_add(c, a->base + first, n, err);
+    }
+    c->middle_rows += k;
+    return s;
+}
+
+static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_err *err)
+{
+    spw_status s = SPW_OK;
+    for (size_t i = 0; i < k && !s; i++) {
+        policy_range r = policy_blocks_at(&a->blocks, a->chosen[i]);
+        s = policy_choice_add(c, r.first, r.n, err);
+        c->middle_rows += r.n;
+    }
+    return s;
+}
+
+static uint64_t bytes_read(const adaptive *a, const policy_query *q)
+{
+    size_t n_scanned = a->n_sampled, n_refined = 0;
+    for (uint32_t i = 0; i < a->n_parts; i++) n_scanned += a->parts[i].n_scanned, n_refined += a->parts[i].n_refined;
+    return kern_index_scan_bytes(n_scanned, q->dim) + (a->planes > 1 ? kern_index_refine_bytes(n_refined, q->dim) : 0);
+}
+
+static spw_status adaptive_select(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
+{
+    (void)state;
+    if (c->dense) return policy_choice_all(c, q->n_pos, err);
+    adaptive *a = c->scratch;
+    size_t n = join_parts(a, q, c);
+    units u = units_of(a, n);
+    size_t k = count_units(a, p, q, &u, n);
+    choose(a, q, &u, n, k, c->mass);
+    c->side_bytes = bytes_read(a, q);
+    c->middle_rows = p->sink + policy_middle(p, q->n_pos) - a->blocks.end; /* those without a code */
+    spw_status s = policy_choice_set(c, 0, q->n_q, err);
+    if (s) return s;
+    return u.size == 1 ? add_positions(a, c, k, err) : add_blocks(a, c, k, err);
+}
+
+const policy_ops policy_adaptive = {
+    .name = "adaptive",
+    .needs_q = true,
+    .n_stages = 3,
+    .budget = 0.02,
+    .block = 1,
+    .prepare = adaptive_prepare,
+    .n_parts = adaptive_n_parts,
+    .work = adaptive_work,
+    .select = adaptive_select,
+};
