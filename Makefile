@@ -102,6 +102,7 @@ $(BUILD)/src/kern/kern_avx512vbmi_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx5
 $(BUILD)/src/kern/kern_avx512bf16_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_neon_%.o: FILE_FLAGS = $(KERN_OPT)
 $(BUILD)/src/kern/kern_neondot_%.o: FILE_FLAGS = $(KERN_OPT) -march=armv8.2-a+dotprod
+$(BUILD)/src/policy/policy_adaptive.o: FILE_FLAGS = $(KERN_OPT)
 
 # ---- program and libraries -----------------------------------------------------------------------------------------------------
 

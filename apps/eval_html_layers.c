@@ -6,7 +6,7 @@
 
 #include "eval_html.h"
 
-enum { LEFT = 34, TOP = 22, BOTTOM = 32, GAP = 8, WIDTH_MIN = 118, LEGEND_W = 180, LEGEND_H = 12, LEGEND_STEPS = 30 };
+enum { LEFT = 40, TOP = 22, BOTTOM = 32, GAP = 8, WIDTH_MIN = 118, LEGEND_W = 180, LEGEND_H = 12, LEGEND_STEPS = 30 };
 
 /* What is drawn of a policy.  Colours go from low to high by the logarithm of a share; shares beyond have the colours of the ends. */
 typedef struct quantity {
@@ -91,7 +91,7 @@ static void put_labels(FILE *f, const quantity *q, const map_shape *m)
     fprintf(f, "<text x=\"%d\" y=\"14\">%s</text>\n", LEFT, q->title);
     for (size_t i = 0; i < m->n_layers; i += step)
         fprintf(f, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%zu</text>", LEFT - 5, TOP + ((double)i + 0.5) * m->cell_h + 4, i);
-    step = label_step(m->n_columns, m->cell_w, 22);
+    step = label_step(m->n_columns, m->cell_w, m->n_columns > 10 ? 22 : 12);
     for (size_t i = 0; i < m->n_columns; i += step)
         fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%zu</text>", LEFT + ((double)i + 0.5) * m->cell_w, bottom + 13, i);
     fprintf(f, "\n<text x=\"%d\" y=\"%d\">%s</text>\n", LEFT, bottom + 28, q->columns);

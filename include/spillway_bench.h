@@ -34,11 +34,11 @@ typedef struct spw_machine {
 spw_status spw_bench_machine(spw_machine *out, int n_threads, spw_err *err);
 
 typedef struct spw_bench_record {
-    const char *kernel; /* attn_decode, attn_prefill, attn_peaked, digest_score, top_k, matvec, matmul, fork_join */
-    const char *type;   /* f16, q8 (rows of the KV store), or the weight type */
+    const char *kernel; /* attn_decode, attn_prefill, attn_peaked, digest_score, top_k, index_scan, choose, matvec, matmul, fork_join */
+    const char *type;   /* f16, q8 (rows of the KV store), 1 bit, 2 bit (planes of the index), or the weight type */
     uint32_t g, head_dim; /* query heads per KV head; 0 where there are none */
     uint32_t block;     /* positions per block; 0: dense, 1: single positions */
-    uint32_t n;         /* top_k: scores; 0 elsewhere */
+    uint32_t n;         /* top_k: scores; choose: positions that were scanned, of which a fifth has votes; 0 elsewhere */
     int threads;
     bool is_ops;        /* rate counts operations, not bytes */
     double rate;
@@ -48,7 +48,7 @@ typedef struct spw_bench_record {
     double l2_peak;     /* the share of the arithmetic peak that l2_gbps is */
     double roof;        /* in the unit of rate */
     double share;       /* of the roof */
-    double us;          /* fork_join, top_k: microseconds */
+    double us;          /* fork_join, top_k, choose: microseconds */
     int n_clean, n_samples; /* samples that counted, of all taken; few of many: a busy machine */
 } spw_bench_record;
 

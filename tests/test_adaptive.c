@@ -8,7 +8,7 @@
 #include "pool.h"
 #include "test.h"
 
-enum { DIM = 64, GROUP = 4, HEADS = 2, CTX = 12000, CLUSTER = 37, N_CENTRES = 24 };
+enum { DIM = 64, GROUP = 4, HEADS = 2, CTX = 34000, CLUSTER = 37, N_CENTRES = 24 };
 
 typedef struct world {
     kv_store *store;
@@ -73,7 +73,7 @@ static void open_world(world *w, const world_config *cfg)
             float *key = w->keys[h] + pos * DIM;
             make_key(pos, cfg->clustered, &seed, centres, key);
             for (uint32_t d = 0; d < DIM && cfg->needle && pos == cfg->needle; d++) key[d] = 12 * w->q[h][2 * DIM + d];
-            for (uint32_t d = 0; d < DIM && cfg->decoys && pos / KERN_INDEX_GROUP % 8 == 0; d++) key[d] += 5 * w->q[h][pos % GROUP * DIM + d];
+            for (uint32_t d = 0; d < DIM && cfg->decoys && pos / KERN_INDEX_GROUP % 16 == 0; d++) key[d] += 5 * w->q[h][pos % GROUP * DIM + d];
             write_row(w, h, pos, key, &seed);
         }
         kv_complete(w->seq, 0, h, scratch);
@@ -338,8 +338,8 @@ static void test_against_slow_selection(void)
             world w;
             open_world(&w, &(world_config){.isa = isas[i], .planes = 2, .n = 8900, .clustered = clustered, .seed = 5});
             for (uint32_t h = 0; h < HEADS; h++) {
-                compare_with_slow(&w, isas[i], h, 8900, 0.02, 8, 0.2);
-                compare_with_slow(&w, isas[i], h, 8837, 0.2, 8, 0.5);
+                compare_with_slow(&w, isas[i], h, 8900, 0.02, 16, 0.1);
+                compare_with_slow(&w, isas[i], h, 8837, 0.1, 16, 867.0 / 8517 * 5);
                 compare_with_slow(&w, isas[i], h, 2200, 0.1, 1, 1);
             }
             close_world(&w);
@@ -390,25 +390,6 @@ static void check_quality(const world *w, unsigned planes, uint32_t block, doubl
     }
 }
 
-static void test_quality(void)
-{
-    for (int clustered = 0; clustered < 2; clustered++) {
-        for (kv_type type = KV_F16; type <= KV_Q8; type++) {
-            for (unsigned planes = 1; planes <= 2; planes++) {
-                spw_err err;
-                const kern_table *kern;
-                world w;
-                CHECK_OK(kern_select(&kern, &err), err);
-                open_world(&w, &(world_config){.isa = kern->isa, .type = type, .planes = planes, .n = 9000, .clustered = clustered, .seed = 9});
-                check_quality(&w, planes, 1, 0.02, planes == 1 ? 0.5 : 0.85, planes == 1 ? 0.25 : 0.1);
-                check_quality(&w, planes, 1, 0.1, planes == 1 ? 0.7 : 0.88, planes == 1 ? 0.25 : 0.1);
-                check_quality(&w, planes, 16, 0.05, 0, 1);
-                close_world(&w);
-            }
-        }
-    }
-}
-
 static void open_best(world *w, world_config cfg)
 {
     spw_err err;
@@ -417,6 +398,26 @@ static void open_best(world *w, world_config cfg)
     cfg.isa = kern->isa;
     cfg.planes = cfg.planes ? cfg.planes : 2;
     open_world(w, &cfg);
+}
+
+static void test_quality(void)
+{
+    for (int clustered = 0; clustered < 2; clustered++) {
+        for (kv_type type = KV_F16; type <= KV_Q8; type++) {
+            for (unsigned planes = 1; planes <= 2; planes++) {
+                world w;
+                open_best(&w, (world_config){.type = type, .planes = planes, .n = 9000, .clustered = clustered, .seed = 9});
+                check_quality(&w, planes, 1, 0.02, planes == 1 ? 0.5 : 0.83, 0.35);
+                check_quality(&w, planes, 1, 0.1, planes == 1 ? 0.7 : 0.88, 0.35);
+                check_quality(&w, planes, 16, 0.05, 0, 1);
+                close_world(&w);
+            }
+        }
+    }
+    world w; /* a longer middle, of which the sample says more */
+    open_best(&w, (world_config){.n = 33000, .clustered = true, .seed = 10});
+    check_quality(&w, 2, 1, 0.02, 0.85, 0.15);
+    close_world(&w);
 }
 
 /* One position that one head wants is found wherever it is, whatever the rule and the block. */

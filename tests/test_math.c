@@ -228,6 +228,33 @@ static void test_add(void)
     }
 }
 
+/* Against the formula, with the reference's bits, into another place and in place. */
+static void test_rotate(void)
+{
+    static const size_t pairs[] = {0, 1, 3, 4, 5, 8, 9, 16, 17, 32, 48, 50, 64};
+    for (size_t i = 0; i < 2 * N_ISA; i++) {
+        const kern_table *t = kern_get(isas[i / 2]);
+        bool halves = i % 2;
+        for (size_t l = 0; l < sizeof pairs / sizeof *pairs && t; l++) {
+            uint64_t seed = 41 + l;
+            size_t n = pairs[l];
+            buf x = buf_random(2 * n, 3, &seed), angles = buf_random(2 * n, 1, &seed), want = buf_make(2 * n), got = buf_make(2 * n), in_place = buf_copy(&x);
+            ref->rotate(x.at, angles.at, n, halves, 0.3f, want.at);
+            t->rotate(x.at, angles.at, n, halves, 0.3f, got.at);
+            t->rotate(in_place.at, angles.at, n, halves, 0.3f, in_place.at);
+            for (size_t p = 0; p < n; p++) {
+                size_t a = halves ? p : 2 * p, b = halves ? p + n : 2 * p + 1;
+                double c = (double)angles.at[2 * p], s = (double)angles.at[2 * p + 1], xa = (double)x.at[a], xb = (double)x.at[b];
+                CHECK_NEAR(got.at[a], 0.3 * (xa * c - xb * s), 1e-6);
+                CHECK_NEAR(got.at[b], 0.3 * (xa * s + xb * c), 1e-6);
+            }
+            CHECK(same_bits(got.at, want.at, 2 * n) && same_bits(got.at, in_place.at, 2 * n));
+            CHECK(guards_whole(&got) && guards_whole(&in_place));
+            buf_free(&x), buf_free(&angles), buf_free(&want), buf_free(&got), buf_free(&in_place);
+        }
+    }
+}
+
 /* Every half, every midpoint between two halves, and their neighbours, against the rule itself: the nearest half, the even one of two. */
 static void test_to_f16_all(void)
 {
@@ -341,6 +368,7 @@ int main(void)
     RUN(test_rms_norm);
     RUN(test_swiglu);
     RUN(test_add);
+    RUN(test_rotate);
     RUN(test_to_f16_all);
     RUN(test_to_f16_tails);
     RUN(test_vector_isas_have_known_bits);

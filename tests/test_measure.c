@@ -175,7 +175,7 @@ static void test_median(void)
 }
 
 typedef struct seen {
-    int n_records, n_decode, n_matvec, n_matmul, n_prefill, n_fork;
+    int n_records, n_decode, n_matvec, n_matmul, n_prefill, n_fork, n_scan, n_choose;
     int stop_after;
 } seen;
 
@@ -185,9 +185,11 @@ static bool see(void *ctx, const spw_bench_record *r)
     s->n_records++;
     s->n_decode += !strcmp(r->kernel, "attn_decode"), s->n_matvec += !strcmp(r->kernel, "matvec"), s->n_matmul += !strcmp(r->kernel, "matmul");
     s->n_prefill += !strcmp(r->kernel, "attn_prefill"), s->n_fork += !strcmp(r->kernel, "fork_join");
+    s->n_scan += !strcmp(r->kernel, "index_scan"), s->n_choose += !strcmp(r->kernel, "choose");
     CHECK(r->threads == 1 && r->n_samples >= 1 && r->n_clean >= 0 && r->n_clean <= r->n_samples);
-    if (!strcmp(r->kernel, "fork_join") || !strcmp(r->kernel, "top_k")) CHECK(r->us > 0);
+    if (!strcmp(r->kernel, "fork_join") || !strcmp(r->kernel, "top_k") || !strcmp(r->kernel, "choose")) CHECK(r->us > 0);
     else CHECK(r->rate > 0 && r->roof > 0 && r->share > 0 && fabs(r->share - r->rate / r->roof) < 1e-6);
+    if (!strcmp(r->kernel, "index_scan")) CHECK(r->raw_gbps > 0 && r->l2_gbps > 0);
     if (!strcmp(r->kernel, "attn_decode")) CHECK(r->g >= 1 && (r->head_dim == 64 || r->head_dim == 128) && r->raw_gbps > 0 && r->l2_gbps > 0 && r->l2_peak > 0);
     return s->n_records != s->stop_after;
 }
@@ -211,6 +213,8 @@ static void test_records(void)
     CHECK_INT(s.n_matmul, 7);
     CHECK_INT(s.n_prefill, 2);
     CHECK_INT(s.n_fork, 1);
+    CHECK_INT(s.n_scan, 2 * 3 * 2); /* dimensions, groups, planes */
+    CHECK_INT(s.n_choose, 3);
     CHECK_INT(mem_in_use(), before);
 }
 

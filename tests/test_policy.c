@@ -1,9 +1,21 @@
-/* test_policy.c - every policy of the table over random timelines: prompts, generated rows, forks, truncations, steps that fail.  A choice holds nothing that does not exist, sink and window
- * always, no position twice; and what quest and oracle choose is compared with slow and obvious computations. */
+/* test_policy.c - every policy of the table over random timelines: prompts, generated rows, forks, truncations, steps that fail.  A choice holds nothing
+ * that does not exist, sink and window always, no position twice; and what quest and oracle choose is compared with slow and obvious computations. */
 #include "kv.h"
 #include "mem.h"
 #include "policy.h"
 #include "test.h"
+
+/* The thread sanitizer and an emulator are an order of magnitude slower: fewer timelines, same paths. */
+#if defined(__SANITIZE_THREAD__)
+#define SLOW true
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SLOW true
+#endif
+#endif
+#ifndef SLOW
+#define SLOW test_is_emulated()
+#endif
 
 enum { LAYERS = 2, ARENAS = 3, DIM = 32, MAX_GROUP = 4, CTX = 1400 };
 static const uint32_t heads[LAYERS] = {2, 1};
@@ -371,7 +383,7 @@ static void test_random_timelines(void)
     uint64_t seed = 5;
     CHECK(policy_find(running->name) == running);
     CHECK_HAS(spw_kv_policies(), running->name);
-    for (int round = 0; round < 24; round++) {
+    for (int round = 0; round < (SLOW ? 6 : 24); round++) {
         size_t before = mem_in_use();
         timeline t = {.type = types[round % 3]};
         policy_params pp = params_of(1 + (uint32_t)(test_rand(&seed) % MAX_GROUP), sinks[test_rand(&seed) % 5], windows[test_rand(&seed) % 4], budgets[test_rand(&seed) % 7],
@@ -574,7 +586,7 @@ static void check_against_slow(const char *name, void (*check)(const timeline *,
     static const uint32_t blocks[] = {16, 1, 128, 32, 64}, sinks[] = {64, 0, 3}, windows[] = {256, 1, 40};
     static chosen_map map;
     spw_err err;
-    for (uint32_t round = 0; round < 45; round++) {
+    for (uint32_t round = 0; round < (SLOW ? 9u : 45u); round++) {
         timeline t = {.type = types[round % 3], .store = new_store(types[round % 3])}, fresh;
         policy_params pp = params_of(1 + round % MAX_GROUP, sinks[round / 3 % 3], windows[round / 9 % 3], round % 2 ? 0.1 : 70, blocks[round % 5]);
         float q[MAX_GROUP * DIM];

@@ -12,6 +12,9 @@
  *   told      caller, once per job of the lane, after the items of all lanes: whoever is told sees all items that nobody has claimed
  *   pending   caller sets, all count down       release of the items' results -> acquire by the caller
  *   sleeps    a waiting thread sets, who has something for it clears: futex word of that thread
+ *
+ * What a job costs beside its items is mostly cache lines that change cores: a lane's first line holds all that a worker is told and nothing that it writes while it waits or
+ * works, and what only the caller uses lies apart from what workers look at.
  */
 #include "pool.h"
 
@@ -39,16 +42,19 @@
 #define LOOK_NS 50000      /* time for which a worker is watched that a job waits for */
 #define LEFT_OUT_NS 50000000 /* time for which a worker gets no items after it was off its core in the middle of one */
 
+enum { LOOKS = 64 }; /* at what a thread waits for, between two looks at the clock */
+#define FLOAT_MODE 0x9fc0u /* of MXCSR */
+
 /* What one thread is to do, and where it sleeps. */
 typedef struct pool_lane {
     alignas(64) atomic_uint_least64_t items; /* with the job's fields in one cache line: one miss tells a worker everything */
     pool_fn *fn;
     void *ctx;
     atomic_uint told, sleeps;
-    unsigned heard; /* the worker's own: of told */
-    atomic_bool inside; /* the worker's own: it may be in an item */
-    bool has_share;     /* the caller's own: of the job being published */
-    int64_t out_until;  /* the caller's own: 0, or when the worker gets items again */
+    alignas(64) unsigned heard; /* the worker's own: of told */
+    atomic_bool inside;         /* the worker's own: it may be in an item */
+    alignas(64) int64_t out_until; /* the caller's own: 0, or when the worker gets items again */
+    bool has_share;                /* the caller's own: of the job being published */
     int number, node;
     spw_pool *pool;
     pthread_t thread;
@@ -56,10 +62,10 @@ typedef struct pool_lane {
 
 struct spw_pool {
     alignas(64) atomic_size_t pending; /* items that are not known to be done */
-    alignas(64) atomic_bool stop;
-    atomic_bool busy;
-    int n_threads;
+    alignas(64) atomic_bool busy;      /* the caller's own, as n_out */
     int n_out; /* workers that get no items now */
+    alignas(64) atomic_bool stop; /* this and what follows is written only when nobody works */
+    int n_threads;
     int64_t spin_ns;
     numa_topology numa;
     pool_lane lanes[]; /* n_threads, the caller's first */
@@ -69,7 +75,7 @@ uint64_t pool_float_mode_enter(void)
 {
 #if defined(__x86_64__)
     uint64_t old = _mm_getcsr();
-    _mm_setcsr(0x9fc0);
+    if (old != FLOAT_MODE) _mm_setcsr(FLOAT_MODE); /* most jobs run where it is set already, and setting it is slow */
     return old;
 #elif defined(__aarch64__)
     uint64_t old, fz = (uint64_t)1 << 24;
@@ -84,7 +90,7 @@ uint64_t pool_float_mode_enter(void)
 void pool_float_mode_leave(uint64_t old)
 {
 #if defined(__x86_64__)
-    _mm_setcsr((unsigned)old);
+    if (old != FLOAT_MODE) _mm_setcsr((unsigned)old);
 #elif defined(__aarch64__)
     __asm__ volatile("msr fpcr, %0" : : "r"(old));
 #else
@@ -143,18 +149,18 @@ static bool is_ready(pool_lane *l)
 {
     spw_pool *p = l->pool;
     if (l->number == 0) return atomic_load(&p->pending) == 0;
-    return atomic_load(&l->told) != l->heard || atomic_load_explicit(&p->stop, memory_order_relaxed);
+    return atomic_load(&l->told) != l->heard;
 }
 
-/* Spins until is_ready or the time is up; returns whether it is ready.  The clock is looked at only now and then. */
+/* Spins until is_ready or the time is up; returns whether it is ready.  The clock is looked at only now and then, and not before it has been waited for a while: the
+ * ends of most jobs come sooner than the clock answers. */
 static bool spin(pool_lane *l, int64_t ns)
 {
-    if (is_ready(l)) return true;
-    if (ns == 0) return false;
-    for (int64_t end = now_ns() + ns; now_ns() < end;) {
-        for (int i = 0; i < 32; i++) {
-            cpu_relax();
+    if (ns == 0) return is_ready(l);
+    for (int64_t end = 0, now = 0; now <= end; now = now_ns(), end = end ? end : now + ns) {
+        for (int i = 0; i < LOOKS; i++) {
             if (is_ready(l)) return true;
+            cpu_relax();
         }
     }
     return false;
@@ -247,12 +253,18 @@ static void *worker_main(void *arg)
     pool_float_mode_enter();
     for (;;) {
         wait_ready(l);
-        if (atomic_load_explicit(&l->pool->stop, memory_order_relaxed)) return NULL;
         l->heard = atomic_load(&l->told);
-        atomic_store(&l->inside, true);
+        if (atomic_load_explicit(&l->pool->stop, memory_order_relaxed)) return NULL;
+        atomic_store_explicit(&l->inside, true, memory_order_relaxed);
         run_items(l->pool, l->number);
         atomic_store_explicit(&l->inside, false, memory_order_release);
     }
+}
+
+static void tell(pool_lane *l)
+{
+    atomic_fetch_add(&l->told, 1);
+    wake(l);
 }
 
 /* Items of all lanes first: whoever is told sees everything. */
@@ -268,11 +280,8 @@ static void publish(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
         atomic_store_explicit(&l->items, make_items(first, end), memory_order_release);
         first = end;
     }
-    for (int t = p->n_threads - 1; t > 0; t--) {
-        if (!p->lanes[t].has_share) continue;
-        atomic_fetch_add(&p->lanes[t].told, 1);
-        wake(&p->lanes[t]);
-    }
+    for (int t = p->n_threads - 1; t > 0; t--)
+        if (p->lanes[t].has_share) tell(&p->lanes[t]);
 }
 
 static void run_job(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
@@ -291,7 +300,7 @@ static uint64_t begin_run(spw_pool *p)
 static void end_run(spw_pool *p, uint64_t mode)
 {
     pool_float_mode_leave(mode);
-    atomic_store(&p->busy, false);
+    atomic_store_explicit(&p->busy, false, memory_order_release);
 }
 
 void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx)
@@ -365,7 +374,7 @@ void pool_free(spw_pool *p)
 {
     if (!p) return;
     atomic_store(&p->stop, true);
-    for (int i = 1; i < p->n_threads; i++) wake(&p->lanes[i]);
+    for (int i = 1; i < p->n_threads; i++) tell(&p->lanes[i]);
     for (int i = 1; i < p->n_threads; i++) pthread_join(p->lanes[i].thread, NULL);
     mem_free(p);
 }

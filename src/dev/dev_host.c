@@ -230,13 +230,7 @@ static void rope_head(const row_job *j, const float *x, const float *cos_sin, fl
         j->h->kern->rms_norm(x, (const float *)(const void *)r->norm->data, r->head_dim, r->eps, out);
         x = out;
     }
-    size_t step = r->halves ? r->n_pairs : 1, stride = r->halves ? 1 : 2;
-    for (size_t i = 0; i < r->n_pairs; i++) {
-        size_t a = i * stride, b = a + step;
-        float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], xa = x[a], xb = x[b];
-        out[a] = (xa * c - xb * s) * r->scale;
-        out[b] = (xa * s + xb * c) * r->scale;
-    }
+    j->h->kern->rotate(x, cos_sin, r->n_pairs, r->halves, r->scale, out);
     for (size_t i = 2 * (size_t)r->n_pairs; i < r->head_dim; i++) out[i] = x[i] * r->scale;
     for (size_t i = r->head_dim; i < r->dim_out; i++) out[i] = 0;
 }

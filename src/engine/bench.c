@@ -209,6 +209,7 @@ static spw_status bench_attention(measure_bench *b, spw_err *err)
         if (!s) s = measure_attend_prefill(b, dims[d], 4, plan_block_rows(4), err);
         if (!s) s = measure_attend_peaked(b, dims[d], 4, err);
         if (!s) s = measure_digest_score(b, dims[d], err);
+        if (!s) s = measure_index_scan(b, dims[d], err);
     }
     return s;
 }
@@ -232,6 +233,7 @@ static spw_status bench_with(measure_bench *b, int n_threads, spw_err *err)
     measure_arena_tune(b->arena, b->pool);
     s = measure_fork_join(b) ? SPW_OK : measure_stopped(err);
     if (!s && n_threads == 1) s = measure_top_k(b, err);
+    if (!s && n_threads == 1) s = measure_choose(b, err);
     if (!s) s = bench_products(b, err);
     if (!s) s = bench_attention(b, err);
     pool_free(b->pool);

@@ -53,6 +53,7 @@ static void fill_tables(void)
 #if defined(__x86_64__)
     t.isa = isa_names[ISA_AVX2];
     kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_select(&t), kern_fill_avx2_pack(&t), kern_fill_avx2_q8(&t);
+    kern_fill_avx2_index(&t);
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];

@@ -36,6 +36,10 @@ typedef void kern_swiglu_fn(float *gate, const float *up, size_t n);
 /* x[i] += y[i]. */
 typedef void kern_add_fn(float *x, const float *y, size_t n);
 
+/* Rotates n_pairs pairs (a, b) by angles, cos_sin[2 i] = cos and cos_sin[2 i + 1] = sin of pair i, and scales them: out a = (a cos - b sin) scale,
+ * out b = (a sin + b cos) scale, in f32 and unfused: the same bits in every ISA.  Pair i is elements 2 i and 2 i + 1, or with halves i and i + n_pairs.  out may be x. */
+typedef void kern_rotate_fn(const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out);
+
 /* Rounds to half, to nearest even; values beyond the range become infinities, as IEEE says. */
 typedef void kern_to_f16_fn(const float *src, size_t n, kern_f16 *dst);
 
@@ -206,6 +210,7 @@ typedef struct kern_table {
     kern_rms_norm_fn *rms_norm;
     kern_swiglu_fn *swiglu;
     kern_add_fn *add;
+    kern_rotate_fn *rotate;
     kern_to_f16_fn *to_f16;
     kern_attend_fn *attend;
     kern_many_tile_fn *many_tile; /* this and the next NULL where attend is as fast */

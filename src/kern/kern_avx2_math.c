@@ -146,6 +146,39 @@ static void add(float *x, const float *y, size_t n)
     for (; i < n; i++) x[i] += y[i];
 }
 
+/* Pairs that are adjacent: each element times its cosine, plus or minus the other one times its sine. */
+static size_t rotate_adjacent(const float *x, const float *cos_sin, size_t n_pairs, float scale, float *out)
+{
+    size_t i = 0;
+    for (; i + 4 <= n_pairs; i += 4) {
+        __m256 v = _mm256_loadu_ps(x + 2 * i), angles = _mm256_loadu_ps(cos_sin + 2 * i);
+        __m256 own = _mm256_mul_ps(v, _mm256_moveldup_ps(angles)), other = _mm256_mul_ps(_mm256_permute_ps(v, 0xb1), _mm256_movehdup_ps(angles));
+        _mm256_storeu_ps(out + 2 * i, _mm256_mul_ps(_mm256_addsub_ps(own, other), _mm256_set1_ps(scale)));
+    }
+    return i;
+}
+
+static size_t rotate_halves(const float *x, const float *cos_sin, size_t n_pairs, float scale, float *out)
+{
+    size_t i = 0;
+    for (; i + AVX2_LANES <= n_pairs; i += AVX2_LANES) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + n_pairs), by = _mm256_set1_ps(scale);
+        __m256 low = _mm256_loadu_ps(cos_sin + 2 * i), high = _mm256_loadu_ps(cos_sin + 2 * i + AVX2_LANES);
+        /* a shuffle leaves the middle two quarters in each other's place */
+        __m256 c = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88)), 0xd8));
+        __m256 s = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(low, high, 0xdd)), 0xd8));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_sub_ps(_mm256_mul_ps(a, c), _mm256_mul_ps(b, s)), by));
+        _mm256_storeu_ps(out + i + n_pairs, _mm256_mul_ps(_mm256_add_ps(_mm256_mul_ps(a, s), _mm256_mul_ps(b, c)), by));
+    }
+    return i;
+}
+
+static void rotate(const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out)
+{
+    size_t done = halves ? rotate_halves(x, cos_sin, n_pairs, scale, out) : rotate_adjacent(x, cos_sin, n_pairs, scale, out);
+    if (done < n_pairs) kern_rotate_rest(done, x, cos_sin, n_pairs, halves, scale, out);
+}
+
 static void to_f16(const float *src, size_t n, kern_f16 *dst)
 {
     for (size_t i = 0; i < n; i += AVX2_LANES) {
@@ -163,5 +196,6 @@ void kern_fill_avx2_math(kern_table *t)
     t->rms_norm = rms_norm;
     t->swiglu = swiglu;
     t->add = add;
+    t->rotate = rotate;
     t->to_f16 = to_f16;
 }

@@ -73,19 +73,42 @@ static void lse(const float *estimates, size_t stride, size_t n, size_t n_q, flo
     }
 }
 
+/* e^d with what is enough for votes (kern_index_code.h). */
+KERN_INLINE __m512 index_vote(__m512 d)
+{
+    __m512 x = _mm512_max_ps(_mm512_min_ps(d, _mm512_set1_ps(KERN_INDEX_VOTE)), _mm512_set1_ps(KERN_EXP_MIN));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(KERN_LOG2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(INDEX_LN2), x), p = _mm512_fmadd_ps(_mm512_set1_ps(KERN_EXP_C5), r, _mm512_set1_ps(KERN_EXP_C4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(KERN_EXP_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* Votes of n_v vectors. */
+KERN_INLINE void vote_tile(const float *estimates, size_t stride, size_t n_q, const float *lse_of, bool largest, __mmask16 some, const int n_v, float *out)
+{
+    __m512 vote[4];
+    KERN_UNROLL for (int v = 0; v < n_v; v++) vote[v] = _mm512_setzero_ps();
+    for (size_t g = 0; g < n_q; g++) {
+        const __m512 at = _mm512_set1_ps(lse_of[g]);
+        KERN_UNROLL for (int v = 0; v < n_v; v++) {
+            __m512 x = index_vote(_mm512_sub_ps(_mm512_maskz_loadu_ps(some, estimates + g * stride + v * KERN_LANES), at));
+            vote[v] = largest ? _mm512_max_ps(vote[v], x) : _mm512_add_ps(vote[v], x);
+        }
+    }
+    KERN_UNROLL for (int v = 0; v < n_v; v++) _mm512_mask_storeu_ps(out + v * KERN_LANES, some, vote[v]);
+}
+
 static void votes(const float *estimates, size_t stride, size_t n, size_t n_q, const float *lse_of, bool largest, float *out)
 {
-    const __m512 most = _mm512_set1_ps(KERN_INDEX_VOTE);
-    for (size_t i = 0; i < n; i += KERN_LANES) {
-        __mmask16 some = avx512_first(kern_min_size(KERN_LANES, n - i));
-        __m512 vote = _mm512_setzero_ps();
-        for (size_t g = 0; g < n_q; g++) {
-            __m512 e = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, estimates + g * stride + i), _mm512_set1_ps(lse_of[g]));
-            __m512 v = avx512_exp(_mm512_min_ps(e, most));
-            vote = largest ? _mm512_max_ps(vote, v) : _mm512_add_ps(vote, v);
-        }
-        _mm512_mask_storeu_ps(out + i, some, vote);
+    size_t i = 0;
+    for (; i + 4 * KERN_LANES <= n; i += 4 * KERN_LANES) {
+        if (largest) vote_tile(estimates + i, stride, n_q, lse_of, true, 0xffff, 4, out + i);
+        else vote_tile(estimates + i, stride, n_q, lse_of, false, 0xffff, 4, out + i);
     }
+    for (; i < n; i += KERN_LANES) vote_tile(estimates + i, stride, n_q, lse_of, largest, avx512_first(kern_min_size(KERN_LANES, n - i)), 1, out + i);
 }
 
 void kern_fill_avx512_index(kern_table *t)

@@ -3,7 +3,7 @@
  *
  * The one thing to know: a group's 64 positions are the bytes of a vector.  A table has, for each pattern of signs, the sum of the query's integers that agree with it; sums of a
  * chunk fit bytes, those of chunks are widened to 16 bits: the even bytes' as the sum of everything less 256 times that of the odd ones.  Whether a position is kept is
- * decided by integers; floats are made of those that are, 64 at a time, when their second planes have arrived. */
+ * decided by integers; floats are made of those that are.  Second planes are added for 64 of them at a time, when they have arrived. */
 #ifndef SPW_KERN_AVX512_INDEX_H
 #define SPW_KERN_AVX512_INDEX_H
 
@@ -142,88 +142,92 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
     }
 }
 
-/* Estimates of the first 64 waiting positions from sums, in the place of which stand their offsets.  When fewer wait, what stands behind them is of no meaning, and there is room. */
-KERN_INLINE void finish_head(index_state *s, const __m512 *scale, size_t head, __m512i low, __m512i high)
-{
-    float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
-    const __m512 slope = _mm512_set1_ps(s->slope[head]), base = _mm512_set1_ps(s->base[head]);
-    KERN_UNROLL for (int m = 0; m < 4; m++) {
-        __m512i half = m < 2 ? low : high;
-        __m256i sixteen = m % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
-        __m512 z = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen)), slope, base);
-        _mm512_storeu_ps(estimates + m * KERN_LANES, _mm512_fmadd_ps(scale[m], z, _mm512_loadu_ps(estimates + m * KERN_LANES)));
-    }
-}
-
-/* From both planes, of which the second one has been turned; heads first .. first + n_q - 1. */
-KERN_INLINE void finish_both(index_state *s, const __m512 *scale, size_t first, const int n_q)
+/* Adds what u says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and there is room. */
+KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
     add_signs(s, s->s.turned, first, n_q, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        const int16_t *waiting = s->s.waiting_n + (first + (size_t)g) * INDEX_WAITING;
-        __m512i a = _mm512_load_si512(waiting), b = _mm512_load_si512(waiting + 32);
-        finish_head(s, scale, first + (size_t)g, _mm512_add_epi16(low[g], _mm512_add_epi16(a, a)), _mm512_add_epi16(high[g], _mm512_add_epi16(b, b)));
+        const size_t head = first + (size_t)g;
+        const __m512 slope = _mm512_set1_ps(s->slope[head] / 2), base = _mm512_set1_ps(s->base[head] / 2);
+        float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
+        KERN_UNROLL for (int m = 0; m < 4; m++) {
+            __m512i half = m < 2 ? low[g] : high[g];
+            __m256i n = m % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
+            __m512 u = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(n)), slope, base);
+            _mm512_storeu_ps(estimates + m * KERN_LANES, _mm512_fmadd_ps(scale[m], u, _mm512_loadu_ps(estimates + m * KERN_LANES)));
+        }
     }
 }
 
-static void finish(index_state *s)
+static void refine(index_state *s)
 {
-    const size_t n = kern_min_size(s->n_waiting, KERN_INDEX_GROUP), left = s->n_waiting - n, n_q = s->a->n_q;
+    const uint8_t **u = s->s.waiting_u + s->first_waiting;
     __m512 scale[4];
-    KERN_UNROLL for (int m = 0; m < 4; m++) scale[m] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.waiting_scale + m * KERN_LANES)));
-    if (s->refine) {
-        for (size_t i = n; i < KERN_INDEX_GROUP; i++) s->s.waiting_u[i] = s->s.waiting_u[0];
-        turn_rows(s->s.waiting_u, s->at.row_bytes, s->s.turned);
-        memmove(s->s.waiting_u, s->s.waiting_u + n, left * sizeof *s->s.waiting_u);
-        FOR_HEADS(n_q, finish_both, s, scale);
+    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) u[i] = u[0];
+    turn_rows(u, s->at.row_bytes, s->s.turned);
+    KERN_UNROLL for (int m = 0; m < 4; m++) scale[m] = _mm512_loadu_ps(s->s.waiting_scale + s->first_waiting + m * KERN_LANES);
+    FOR_HEADS(s->a->n_q, refine_heads, s, scale);
+    index_wait_end(s);
+}
+
+/* ---- pages ------------------------------------------------------------------------------------------ */
+
+/* The largest exponent of a page's scales. */
+KERN_INLINE int page_exponent(const index_state *s, const uint8_t *code)
+{
+    const kern_f16 *scales = (const kern_f16 *)(const void *)(code + s->at.scales);
+    __m512i most = _mm512_load_si512(scales);
+    for (size_t i = 32; i < s->at.groups * KERN_INDEX_GROUP; i += 32) most = _mm512_max_epu16(most, _mm512_load_si512(scales + i));
+    __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return (0xffff - (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)))) & 0xffff)) >> 10;
+}
+
+/* Offsets and thresholds of four pages and four heads. */
+KERN_INLINE void page_tile(index_state *s, const uint8_t *const *codes, size_t page, size_t head, __m512 power)
+{
+    const size_t dim = s->a->dim;
+    const kern_f16 *mean[4];
+    const float *q[4];
+    __m512 acc[16];
+    KERN_UNROLL for (size_t i = 0; i < 4; i++) {
+        mean[i] = (const kern_f16 *)(const void *)(codes[i] + s->at.mean);
+        q[i] = s->q.rotated + kern_min_size(head + i, s->a->n_q - 1) * dim;
     }
-    for (size_t g = 0; g < n_q && !s->refine; g++) {
-        const int16_t *waiting = s->s.waiting_n + g * INDEX_WAITING;
-        finish_head(s, scale, g, _mm512_load_si512(waiting), _mm512_load_si512(waiting + 32));
-    }
-    for (size_t i = 0; i < left; i += 32) {
-        _mm512_storeu_si512(s->s.waiting_scale + i, _mm512_loadu_si512(s->s.waiting_scale + n + i));
-        for (size_t g = 0; g < n_q; g++) {
-            int16_t *waiting = s->s.waiting_n + g * INDEX_WAITING + i;
-            _mm512_storeu_si512(waiting, _mm512_loadu_si512(waiting + n));
+    KERN_UNROLL for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
+    for (size_t d = 0; d < dim; d += KERN_LANES) {
+        __m512 x[4];
+        KERN_UNROLL for (int i = 0; i < 4; i++) x[i] = _mm512_loadu_ps(q[i] + d);
+        KERN_UNROLL for (int p = 0; p < 4; p++) {
+            __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(mean[p] + d)));
+            KERN_UNROLL for (int i = 0; i < 4; i++) acc[4 * p + i] = _mm512_fmadd_ps(x[i], m, acc[4 * p + i]);
         }
     }
-    s->n_waiting = left;
+    __m512 offset = avx512_fold16(acc), bar = _mm512_broadcast_f32x4(_mm_loadu_ps(s->bar + head)), inverse = _mm512_broadcast_f32x4(_mm_loadu_ps(s->inverse + head));
+    __m512 t = _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(bar, offset), inverse), power);
+    __m512i n = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(t, _mm512_set1_ps(32767)), _mm512_set1_ps(-32768)));
+    _mm512_storeu_ps(s->offset + index_place(page, head), offset);
+    _mm512_storeu_si512(s->threshold + index_place(page, head), _mm512_mask_blend_epi16(0xaaaaaaaa, n, _mm512_slli_epi32(n, 16)));
+}
+
+static void begin_pages(index_state *s, const index_walk *w)
+{
+    const __m512i by_four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    for (size_t page = 0; page < w->n_pages; page += 4) {
+        const uint8_t *codes[4];
+        float power[4];
+        for (size_t i = 0; i < 4; i++) {
+            codes[i] = w->pages[kern_min_size(page + i, w->n_pages - 1)];
+            s->exponent[page + i] = page_exponent(s, codes[i]);
+            power[i] = index_power(s->exponent[page + i]);
+        }
+        __m512 powers = _mm512_permutexvar_ps(by_four, _mm512_castps128_ps512(_mm_setr_ps(power[0], power[1], power[2], power[3])));
+        for (size_t head = 0; head < s->a->n_q; head += 4) page_tile(s, codes, page, head, powers);
+    }
 }
 
 /* ---- the scan --------------------------------------------------------------------------------------- */
-
-/* Four lane sums at once: lane i of the result is the tree over the lanes of v[i]. */
-KERN_INLINE __m128 fold4(const __m512 *v)
-{
-    __m512 a = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[0], v[1]), _mm512_shuffle_f32x4(v[0], v[1], 0x4e));
-    __m512 b = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[2], v[3]), _mm512_shuffle_f32x4(v[2], v[3], 0x4e));
-    __m512 cross = _mm512_mask_blend_ps(0x0f0f, a, b);
-    __m512 x = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_shuffle_f32x4(cross, cross, 0xb1));
-    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
-    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
-    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(1 << 0 | 1 << 4 | 1 << 8 | 1 << 12, _mm512_shuffle_f32x4(x, x, 0xd8)));
-}
-
-/* The mean's part of all heads' scores. */
-static void page_offsets(index_state *s, const kern_f16 *mean)
-{
-    const size_t dim = s->a->dim, n_q = s->a->n_q;
-    for (size_t g = 0; g < n_q; g += 4) {
-        const float *q[4];
-        __m512 acc[4];
-        KERN_UNROLL for (size_t i = 0; i < 4; i++) {
-            q[i] = s->q.rotated + kern_min_size(g + i, n_q - 1) * dim;
-            acc[i] = _mm512_setzero_ps();
-        }
-        for (size_t d = 0; d < dim; d += KERN_LANES) {
-            __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(mean + d)));
-            KERN_UNROLL for (int i = 0; i < 4; i++) acc[i] = _mm512_fmadd_ps(_mm512_loadu_ps(q[i] + d), m, acc[i]);
-        }
-        _mm_storeu_ps(s->offset + g, fold4(acc)); /* KERN_MAX_G is a multiple of four */
-    }
-}
 
 /* Scales as integers of 15 bits in units of the page's largest exponent. */
 KERN_INLINE __m512i whole_scales(const kern_f16 *scales, int exponent)
@@ -234,14 +238,14 @@ KERN_INLINE __m512i whole_scales(const kern_f16 *scales, int exponent)
 }
 
 /* Sums of a group into scratch; adds which positions are good enough to *mask. */
-KERN_INLINE void scan_heads(index_state *s, const uint8_t *signs, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
+KERN_INLINE void scan_heads(index_state *s, const index_step *step, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(s, signs, first, n_q, low, high);
+    add_signs(s, step->code + step->at * s->at.group_bytes, first, n_q, low, high);
     __mmask32 low_mask = 0, high_mask = 0;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
-        const __m512i threshold = _mm512_set1_epi32((int)s->threshold[head]);
+        const __m512i threshold = _mm512_set1_epi32((int)s->threshold[index_place(step->page, head)]);
         _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP, low[g]);
         _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP + 32, high[g]);
         low_mask |= _mm512_cmpge_epi16_mask(_mm512_mulhrs_epi16(low[g], scale_low), threshold);
@@ -250,39 +254,53 @@ KERN_INLINE void scan_heads(index_state *s, const uint8_t *signs, __m512i scale_
     *mask |= low_mask | (uint64_t)high_mask << 32;
 }
 
-/* Lets the positions of mask wait: 32 of them at a time, but 16 floats. */
-static void keep(index_state *s, const index_walk *w, const kern_f16 *scales, uint64_t mask)
+/* Sixteen of 64 numbers. */
+KERN_INLINE __m256i pick(const void *numbers, __m512i which)
+{
+    const int16_t *n = numbers;
+    return _mm512_castsi512_si256(_mm512_permutex2var_epi16(_mm512_load_si512(n), which, _mm512_load_si512(n + 32)));
+}
+
+/* Writes the positions of mask and their estimates as far as signs go. */
+static void keep(index_state *s, const index_step *step, const kern_f16 *scales, uint64_t mask)
 {
     const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q;
-    const __m512i list = index_list(mask), from = _mm512_set1_epi32((int)w->from);
-    uint8_t numbers[64];
-    _mm512_storeu_si512(numbers, list);
+    uint8_t list[64];
+    _mm512_storeu_si512(list, index_list(mask));
     for (size_t i = 0; i < n; i += KERN_LANES) {
-        __m128i sixteen = _mm_loadu_si128((const __m128i *)(const void *)(numbers + i));
-        _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(from, _mm512_cvtepu8_epi32(sixteen)));
-        for (size_t g = 0; g < n_q; g++) _mm512_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm512_set1_ps(s->offset[g]));
-    }
-    for (size_t i = 0; i < n; i += 32) {
-        const __m512i which = _mm512_cvtepu8_epi16(i ? _mm512_extracti64x4_epi64(list, 1) : _mm512_castsi512_si256(list));
-        const size_t at = s->n_waiting + i;
-        _mm512_storeu_si512(s->s.waiting_scale + at, _mm512_permutex2var_epi16(_mm512_load_si512(scales), which, _mm512_load_si512(scales + 32)));
+        const __m128i sixteen = _mm_loadu_si128((const __m128i *)(const void *)(list + i));
+        const __m512i which = _mm512_castsi256_si512(_mm256_cvtepu8_epi16(sixteen));
+        const __m512 scale = _mm512_cvtph_ps(pick(scales, which));
+        _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(_mm512_set1_epi32((int)step->from), _mm512_cvtepu8_epi32(sixteen)));
+        if (s->refine) _mm512_storeu_ps(s->s.waiting_scale + s->first_waiting + s->n_waiting + i, scale);
         for (size_t g = 0; g < n_q; g++) {
-            const int16_t *sums = s->s.sums + g * KERN_INDEX_GROUP;
-            _mm512_storeu_si512(s->s.waiting_n + g * INDEX_WAITING + at, _mm512_permutex2var_epi16(_mm512_load_si512(sums), which, _mm512_load_si512(sums + 32)));
+            __m512 sums = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(pick(s->s.sums + g * KERN_INDEX_GROUP, which)));
+            __m512 z = _mm512_fmadd_ps(sums, _mm512_set1_ps(s->slope[g]), _mm512_set1_ps(s->base[g]));
+            _mm512_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm512_fmadd_ps(scale, z, _mm512_set1_ps(s->offset[index_place(step->page, g)])));
         }
     }
-    if (s->refine) index_wait_for_u(s, w, mask);
-    s->n_waiting += n;
+    if (s->refine) index_wait(s, step, mask);
     s->n_kept += n;
 }
 
 /* Asks for the same group of a later page. */
-KERN_INLINE void ask_ahead(const index_state *s, const index_walk *w, size_t page)
+KERN_INLINE void ask_ahead(const index_state *s, const index_step *step, size_t page)
 {
     const uint8_t *code = s->a->pages[page];
-    for (size_t i = 0; i < s->at.group_bytes; i += 64) _mm_prefetch(code + w->at * s->at.group_bytes + i, _MM_HINT_T1);
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(code + s->at.scales + w->at * KERN_INDEX_GROUP * sizeof(kern_f16) + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; w->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
+    for (size_t i = 0; i < s->at.group_bytes; i += 64) _mm_prefetch(code + step->at * s->at.group_bytes + i, _MM_HINT_T1);
+    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(code + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16) + i, _MM_HINT_T1);
+    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
+}
+
+static void scan_step(index_state *s, const index_step *step)
+{
+    const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
+    const int exponent = s->exponent[step->page];
+    uint64_t mask = 0;
+    FOR_HEADS(s->a->n_q, scan_heads, s, step, whole_scales(scales, exponent), whole_scales(scales + 32, exponent), &mask);
+    mask &= step->mask;
+    if (mask) keep(s, step, scales, mask);
+    while (s->n_waiting >= INDEX_FULL) refine(s);
 }
 
 static size_t scan(const kern_index_scan *a)
@@ -290,21 +308,14 @@ static size_t scan(const kern_index_scan *a)
     index_state s = index_state_begin(a);
     const size_t ahead = 1 + INDEX_AHEAD / (s.at.mean + a->dim * sizeof(kern_f16)), n_pages = (a->end + a->page_rows - 1) / a->page_rows;
     for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
-        const kern_f16 *scales = (const kern_f16 *)(const void *)(w.code + s.at.scales);
-        if (a->every == 1 && w.from / a->page_rows + ahead < n_pages) ask_ahead(&s, &w, w.from / a->page_rows + ahead);
-        if (w.is_new) {
-            page_offsets(&s, (const kern_f16 *)(const void *)(w.code + s.at.mean));
-            index_page_begin(&s, scales);
+        begin_pages(&s, &w);
+        for (size_t i = 0; i < w.n_steps; i++) {
+            size_t later = w.steps[i].from / a->page_rows + ahead;
+            if (a->every == 1 && later < n_pages) ask_ahead(&s, &w.steps[i], later);
+            scan_step(&s, &w.steps[i]);
         }
-        scales += w.at * KERN_INDEX_GROUP;
-        uint64_t mask = 0;
-        FOR_HEADS(a->n_q, scan_heads, &s, w.code + w.at * s.at.group_bytes, whole_scales(scales, s.exponent), whole_scales(scales + 32, s.exponent), &mask);
-        mask &= index_walk_mask(&w);
-        if (!mask) continue;
-        keep(&s, &w, scales, mask);
-        while (s.n_waiting >= INDEX_FULL) finish(&s);
     }
-    while (s.n_waiting) finish(&s);
+    while (s.n_waiting) refine(&s);
     return s.n_kept;
 }
 

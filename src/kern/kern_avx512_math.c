@@ -83,8 +83,14 @@ static void gemm(const float *x, size_t x_stride, size_t n_rows, const float *w,
 static double square_sum(const float *x, size_t n)
 {
     __m512d low = _mm512_setzero_pd(), high = low;
-    for (size_t i = 0; i < n; i += KERN_LANES) {
-        __m512 v = _mm512_maskz_loadu_ps(avx512_first(kern_min_size(KERN_LANES, n - i)), x + i);
+    size_t i = 0;
+    for (; i + KERN_LANES <= n; i += KERN_LANES) {
+        __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(x + i)), b = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8));
+        low = _mm512_fmadd_pd(a, a, low);
+        high = _mm512_fmadd_pd(b, b, high);
+    }
+    if (i < n) {
+        __m512 v = _mm512_maskz_loadu_ps(avx512_first(n - i), x + i);
         __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256(v)), b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
         low = _mm512_fmadd_pd(a, a, low);
         high = _mm512_fmadd_pd(b, b, high);
@@ -100,8 +106,13 @@ static void rms_norm(const float *x, const float *weight, size_t n, float eps, f
     if (!n) return;
     double mean = square_sum(x, n) / (double)n + (double)eps;
     __m512d scale = _mm512_set1_pd(mean > 0 ? 1.0 / sqrt(mean) : 0.0);
-    for (size_t i = 0; i < n; i += 8) {
-        __mmask8 some = (__mmask8)avx512_first(kern_min_size(8, n - i));
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m512d v = _mm512_mul_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x + i)), scale);
+        _mm256_storeu_ps(out + i, _mm512_cvtpd_ps(_mm512_mul_pd(v, _mm512_cvtps_pd(_mm256_loadu_ps(weight + i)))));
+    }
+    if (i < n) {
+        __mmask8 some = (__mmask8)avx512_first(n - i);
         __m512d v = _mm512_mul_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(some, x + i)), scale);
         v = _mm512_mul_pd(v, _mm512_cvtps_pd(_mm256_maskz_loadu_ps(some, weight + i)));
         _mm256_mask_storeu_ps(out + i, some, _mm512_cvtpd_ps(v));
@@ -129,6 +140,39 @@ static void add(float *x, const float *y, size_t n)
     }
 }
 
+/* Pairs that are adjacent: each element times its cosine, plus or minus the other one times its sine. */
+static size_t rotate_adjacent(const float *x, const float *cos_sin, size_t n_pairs, float scale, float *out)
+{
+    size_t i = 0;
+    for (; i + 8 <= n_pairs; i += 8) {
+        __m512 v = _mm512_loadu_ps(x + 2 * i), angles = _mm512_loadu_ps(cos_sin + 2 * i);
+        __m512 own = _mm512_mul_ps(v, _mm512_moveldup_ps(angles)), other = _mm512_mul_ps(_mm512_permute_ps(v, 0xb1), _mm512_movehdup_ps(angles));
+        __m512 sum = _mm512_mask_sub_ps(_mm512_add_ps(own, other), 0x5555, own, other);
+        _mm512_storeu_ps(out + 2 * i, _mm512_mul_ps(sum, _mm512_set1_ps(scale)));
+    }
+    return i;
+}
+
+static size_t rotate_halves(const float *x, const float *cos_sin, size_t n_pairs, float scale, float *out)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    size_t i = 0;
+    for (; i + KERN_LANES <= n_pairs; i += KERN_LANES) {
+        __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + n_pairs), by = _mm512_set1_ps(scale);
+        __m512 low = _mm512_loadu_ps(cos_sin + 2 * i), high = _mm512_loadu_ps(cos_sin + 2 * i + KERN_LANES);
+        __m512 c = _mm512_permutex2var_ps(low, even, high), s = _mm512_permutex2var_ps(low, odd, high);
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s)), by));
+        _mm512_storeu_ps(out + i + n_pairs, _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(a, s), _mm512_mul_ps(b, c)), by));
+    }
+    return i;
+}
+
+static void rotate(const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out)
+{
+    size_t done = halves ? rotate_halves(x, cos_sin, n_pairs, scale, out) : rotate_adjacent(x, cos_sin, n_pairs, scale, out);
+    if (done < n_pairs) kern_rotate_rest(done, x, cos_sin, n_pairs, halves, scale, out);
+}
+
 static void to_f16(const float *src, size_t n, kern_f16 *dst)
 {
     for (size_t i = 0; i < n; i += KERN_LANES) {
@@ -143,5 +187,6 @@ void kern_fill_avx512_math(kern_table *t)
     t->rms_norm = rms_norm;
     t->swiglu = swiglu;
     t->add = add;
+    t->rotate = rotate;
     t->to_f16 = to_f16;
 }

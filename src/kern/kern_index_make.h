@@ -125,7 +125,7 @@ static inline void index_make_code(const float *k, size_t stride, size_t n_rows,
 /* ---- queries ---------------------------------------------------------------------------------------- */
 
 /* step such that the integers of each chunk add up to a byte. */
-static inline float index_step(const float *q, size_t dim)
+static inline float index_step_of(const float *q, size_t dim)
 {
     float most = 0;
     for (size_t d = 0; d < dim; d += 8 * INDEX_CHUNK) {
@@ -163,7 +163,7 @@ KERN_INLINE void index_prepare(const float *q, size_t q_stride, size_t n_q, size
         float *rotated = p.rotated + g * dim;
         index_rotate(q + g * q_stride, dim / KERN_LANES, x);
         for (size_t i = 0; i < dim / KERN_LANES; i++) lanes_store(rotated + i * KERN_LANES, x[i]);
-        p.step[g] = index_step(rotated, dim);
+        p.step[g] = index_step_of(rotated, dim);
         p.total[g] = index_round(rotated, dim, p.step[g], whole);
         make_tables(whole, dim, p.tables + g * p.table_bytes);
     }

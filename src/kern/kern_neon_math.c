@@ -163,6 +163,22 @@ static void add(float *x, const float *y, size_t n)
     for (; i < n; i++) x[i] += y[i];
 }
 
+static void rotate(const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out)
+{
+    size_t i = 0;
+    for (; i + NEON_LANES <= n_pairs; i += NEON_LANES) {
+        float32x4x2_t angles = vld2q_f32(cos_sin + 2 * i), v;
+        if (halves) v.val[0] = vld1q_f32(x + i), v.val[1] = vld1q_f32(x + i + n_pairs);
+        else v = vld2q_f32(x + 2 * i);
+        float32x4_t c = angles.val[0], s = angles.val[1], a = v.val[0], b = v.val[1];
+        v.val[0] = vmulq_n_f32(vsubq_f32(vmulq_f32(a, c), vmulq_f32(b, s)), scale);
+        v.val[1] = vmulq_n_f32(vaddq_f32(vmulq_f32(a, s), vmulq_f32(b, c)), scale);
+        if (halves) vst1q_f32(out + i, v.val[0]), vst1q_f32(out + i + n_pairs, v.val[1]);
+        else vst2q_f32(out + 2 * i, v);
+    }
+    if (i < n_pairs) kern_rotate_rest(i, x, cos_sin, n_pairs, halves, scale, out);
+}
+
 static void to_f16(const float *src, size_t n, kern_f16 *dst)
 {
     size_t i = 0;
@@ -176,5 +192,6 @@ void kern_fill_neon_math(kern_table *t)
     t->rms_norm = rms_norm;
     t->swiglu = swiglu;
     t->add = add;
+    t->rotate = rotate;
     t->to_f16 = to_f16;
 }

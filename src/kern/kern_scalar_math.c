@@ -39,6 +39,21 @@ static void add(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
+void kern_rotate_rest(size_t from, const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out)
+{
+    for (size_t i = from; i < n_pairs; i++) {
+        size_t at = halves ? i : 2 * i, to = halves ? i + n_pairs : 2 * i + 1;
+        float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], a = x[at], b = x[to];
+        out[at] = (a * c - b * s) * scale;
+        out[to] = (a * s + b * c) * scale;
+    }
+}
+
+static void rotate(const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out)
+{
+    kern_rotate_rest(0, x, cos_sin, n_pairs, halves, scale, out);
+}
+
 static void to_f16(const float *src, size_t n, kern_f16 *dst)
 {
     for (size_t i = 0; i < n; i++) dst[i] = kern_f32_to_f16(src[i]);
@@ -50,5 +65,6 @@ void kern_fill_scalar_math(kern_table *t)
     t->rms_norm = rms_norm;
     t->swiglu = swiglu;
     t->add = add;
+    t->rotate = rotate;
     t->to_f16 = to_f16;
 }

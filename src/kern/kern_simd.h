@@ -49,4 +49,8 @@ static inline size_t kern_min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+/* kern_rotate_fn for pairs from, from + 1, ...: what vectors leave over.  Not inline, as it must be compiled without FMA: gcc 12 fuses this pattern (fmaddsub) even where
+ * contraction is off. */
+void kern_rotate_rest(size_t from, const float *x, const float *cos_sin, size_t n_pairs, bool halves, float scale, float *out);
+
 #endif

@@ -8,7 +8,7 @@
 
 enum {
     BLOCK_QUERIES = 256, /* query rows of a prompt block at most: many make a tile of keys worth converting, few spread over workers */
-    SHORT_RANGE = 32,    /* ranges below are gathered: an item for each would cost more than it reads */
+    SHORT_RANGE = 129,   /* ranges below, blocks of all sizes among them, are gathered: an item for each would cost more than it reads */
 };
 
 uint32_t plan_block_rows(uint32_t group)

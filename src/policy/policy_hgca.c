@@ -25,15 +25,18 @@
 #include "mem.h"
 
 enum {
-    BLOCK = 64,         /* positions that leave the window together: a tile of attention.  On average half of them are read beyond the window, an eighth of the usual 256; smaller
-                           blocks would evict more often and save little */
+    BLOCK = 64,         /* positions that leave the window together: a tile of attention.  On average half of them are read beyond the window, an
+                           eighth of the usual 256: smaller blocks would evict more often and save little */
     PART_ROWS = 2048,   /* positions of a part when all are weighed: 64 parts at 128K, for many threads */
     COPY_ROWS = 512,    /* rows of a part when kept ones are copied */
     TILE_FLOATS = 8192, /* of sealed keys that are scored together: they stay in L1 */
     LANES = 16,         /* elements of a key that are converted together; dim is a multiple */
     WORD = 64,          /* positions of a word of marks */
 };
-#define RATE 0.03125f /* of the moving average: about the last 32 rows count, so a position is judged by what it got before it left, not by its first rows, when all look at their neighbours */
+/* Of the moving average: about the last 32 rows count, so a position is judged by what it got shortly before it left, not by its first rows, when all look at their neighbours.  Measured
+ * (SmolLM2, two texts, 1400 tokens after 2700, beta 1): 1/4 and 1 have 5 to 15 % more KL divergence at about the same share read;
+ * 1/128 still remembers the first rows and reads 18 % instead of 7 %. */
+#define RATE 0.03125f
 
 /* What a query head keeps beyond the window. */
 typedef struct hgca_cache {

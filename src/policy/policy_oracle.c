@@ -1,8 +1,8 @@
-/* policy_oracle.c - the blocks (by default single positions) that have most of the group's true attention: what a choice of that size could reach at best.  For measurements only,
- * because it reads every key to choose; what it reports as read is what it chose.
+/* policy_oracle.c - the blocks (by default single positions) that have most of the group's true attention: what a choice of that size could reach at
+ * best.  For measurements only, because it reads every key to choose; what it reports as read is what it chose.
  *
- * Each query head's attention over all positions - sink, window and middle - is computed exactly; a block's vote is the sum of what the group's heads give its positions of
- * the middle; the budget's blocks with most votes are read by all heads, ties go to the first. */
+ * Each query head's attention over all positions - sink, window and middle - is computed exactly; a block's vote is the sum of what the group's heads
+ * give its positions of the middle; the budget's blocks with most votes are read by all heads, ties go to the first. */
 #include <math.h>
 
 #include "policy_blocks.h"

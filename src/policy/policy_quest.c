@@ -1,12 +1,13 @@
-/* policy_quest.c - blocks by an upper bound of their scores, each query head its own (Quest, Tang et al. 2024, arXiv:2406.10774, section 3.2), with the sink and the window of Fluxion's
- * baseline (arXiv:2605.07719, section 5): what other policies are compared with.
+/* policy_quest.c - blocks by an upper bound of their scores, each query head its own (Quest, Tang et al. 2024, arXiv:2406.10774, section 3.2),
+ * with the sink and the window of Fluxion's baseline (Yao et al. 2026, arXiv:2605.07719): what other policies are compared with.
  *
- * A block's digest is the least and the largest value of every element of its keys; no key of the block can score higher than sum_d max(q_d least_d, q_d largest_d).  The budget's
- * blocks with the highest bounds are read, ties go to the first.
+ * A block's digest is the least and the largest value of every element of its keys; no key of the block can score higher than
+ * sum_d max(q_d least_d, q_d largest_d).  The budget's blocks with the highest bounds are read, ties go to the first.
  *
- * The one thing to know: the state keeps digests of blocks that end before the window begins (and, with KV_Q8, lie in sealed pages), so what a digest was made of never changes
- * again, and its rows have been committed.  The few blocks of the middle behind them, of which the last grows by a position with every token, get theirs anew each time.
- * Digests are made when a layer is first asked, by a stage of their own, so a session pays for the layers that use them. */
+ * The one thing to know: the state keeps digests of blocks that end before the window begins (and, with KV_Q8, lie in sealed pages), so what a
+ * digest was made of never changes again, and its rows have been committed.  The few blocks of the middle behind them, of which the last grows by a
+ * position with every token, get theirs anew each time.  Digests are made when a layer is first asked, by a stage of their own, so a session pays for
+ * the layers that use them. */
 #include <string.h>
 
 #include "policy_blocks.h"
@@ -266,7 +267,8 @@ static void split_query(const policy_query *q, float *out)
 static void score(const policy_query *q, const quest_job *job, const kern_f16 *digests, size_t first, size_t n)
 {
     size_t len = 2 * (size_t)q->dim;
-    q->kern->score_rows(&(kern_score_args){.rows = digests, .n_rows = n, .n = len, .q = job->q, .q_stride = len, .n_q = q->n_q, .scores = job->scores + first, .stride = job->stride});
+    q->kern->score_rows(&(kern_score_args){.rows = digests, .n_rows = n, .n = len, .q = job->q, .q_stride = len, .n_q = q->n_q,
+                                           .scores = job->scores + first, .stride = job->stride});
 }
 
 /* How many of the middle's blocks, from its first on, never change again. */
