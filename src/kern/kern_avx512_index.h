@@ -54,10 +54,11 @@ KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs
 
 /* ---- sums ------------------------------------------------------------------------------------------- */
 
-KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, __m512i *all, __m512i *odd)
+KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, __m512i *all, __m512i *odd)
 {
     __m512i v[2 * INDEX_CHUNK];
     index_spread(signs, n_bytes, v);
+    KERN_UNROLL for (int i = 0; i < n_bytes; i++) _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         __m512i sum = index_look(v, tables + (size_t)g * table_bytes, n_bytes);
         all[g] = _mm512_add_epi16(all[g], sum);
@@ -65,8 +66,8 @@ KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *tables, size_t t
     }
 }
 
-/* n of heads first .. first + n_q - 1 over 64 positions: 0-31 in low and the others in high. */
-KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, size_t first, const int n_q, __m512i *low, __m512i *high)
+/* n of heads first .. first + n_q - 1 over 64 positions: 0-31 in low and the others in high.  Asks for the signs of later, a few lines at a time: of many at once some are dropped. */
+KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, const uint8_t *later, size_t first, const int n_q, __m512i *low, __m512i *high)
 {
     const size_t row_bytes = s->at.row_bytes, table_bytes = s->q.table_bytes;
     const uint8_t *tables = s->q.tables + first * table_bytes;
@@ -75,9 +76,9 @@ KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, size_t fi
         high[g] = _mm512_set1_epi32((int)s->start_odd[first + (size_t)g]);
     }
     size_t j = 0;
-    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, low, high);
-    if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, low, high);
-    if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, low, high);
+    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, low, high);
+    if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, low, high);
+    if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) low[g] = _mm512_sub_epi16(low[g], _mm512_slli_epi16(high[g], 8));
 }
 
@@ -146,7 +147,7 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
 KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(s, s->s.turned, first, n_q, low, high);
+    add_signs(s, s->s.turned, s->s.turned, first, n_q, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
         const __m512 slope = _mm512_set1_ps(s->slope[head] / 2), base = _mm512_set1_ps(s->base[head] / 2);
@@ -238,10 +239,10 @@ KERN_INLINE __m512i whole_scales(const kern_f16 *scales, int exponent)
 }
 
 /* Sums of a group into scratch; adds which positions are good enough to *mask. */
-KERN_INLINE void scan_heads(index_state *s, const index_step *step, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
+KERN_INLINE void scan_heads(index_state *s, const index_step *step, const uint8_t *later, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(s, step->code + step->at * s->at.group_bytes, first, n_q, low, high);
+    add_signs(s, step->code + step->at * s->at.group_bytes, later + step->at * s->at.group_bytes, first, n_q, low, high);
     __mmask32 low_mask = 0, high_mask = 0;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
@@ -283,21 +284,16 @@ static void keep(index_state *s, const index_step *step, const kern_f16 *scales,
     s->n_kept += n;
 }
 
-/* Asks for the same group of a later page. */
-KERN_INLINE void ask_ahead(const index_state *s, const index_step *step, size_t page)
-{
-    const uint8_t *code = s->a->pages[page];
-    for (size_t i = 0; i < s->at.group_bytes; i += 64) _mm_prefetch(code + step->at * s->at.group_bytes + i, _MM_HINT_T1);
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(code + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16) + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
-}
-
-static void scan_step(index_state *s, const index_step *step)
+/* Scans a group, and asks for the same one of a later page. */
+static void scan_step(index_state *s, const index_step *step, const uint8_t *later)
 {
     const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
     const int exponent = s->exponent[step->page];
+    const size_t ahead = s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
     uint64_t mask = 0;
-    FOR_HEADS(s->a->n_q, scan_heads, s, step, whole_scales(scales, exponent), whole_scales(scales + 32, exponent), &mask);
+    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(later + ahead + i, _MM_HINT_T1);
+    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
+    FOR_HEADS(s->a->n_q, scan_heads, s, step, later, whole_scales(scales, exponent), whole_scales(scales + 32, exponent), &mask);
     mask &= step->mask;
     if (mask) keep(s, step, scales, mask);
     while (s->n_waiting >= INDEX_FULL) refine(s);
@@ -311,8 +307,7 @@ static size_t scan(const kern_index_scan *a)
         begin_pages(&s, &w);
         for (size_t i = 0; i < w.n_steps; i++) {
             size_t later = w.steps[i].from / a->page_rows + ahead;
-            if (a->every == 1 && later < n_pages) ask_ahead(&s, &w.steps[i], later);
-            scan_step(&s, &w.steps[i]);
+            scan_step(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code);
         }
     }
     while (s.n_waiting) refine(&s);
