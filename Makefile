@@ -37,7 +37,7 @@ endif
 ifeq ($(CORE),1)
 SRC := $(filter-out $(shell grep -l 'include <pcre2' $(SRC)),$(SRC))
 endif
-CORE_TESTS := test_base test_pool test_quant test_math test_attend test_attend_q8 test_attend_many test_select test_pack test_kv test_kv_q8 test_kv_index test_numa test_plan
+CORE_TESTS := test_base test_pool test_quant test_math test_attend test_attend_q8 test_attend_many test_select test_index test_pack test_kv test_kv_q8 test_kv_index test_numa test_plan
 APPS := $(wildcard apps/*.c)
 EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
 C_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))

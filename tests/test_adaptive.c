@@ -248,12 +248,12 @@ static int by_score(const void *a, const void *b)
 static void slow_estimates(const world *w, uint32_t head, uint32_t from, uint32_t to, bool both, float *out, size_t stride)
 {
     const kern_table *ref = kern_get("ref");
-    const void *pages[CTX / KV_PAGE_ROWS + 1];
+    const void *pages[CTX / KV_PAGE_ROWS + 1], *outer[CTX / KV_PAGE_ROWS + 1];
     void *query = mem_alloc(kern_index_query_bytes(GROUP, DIM));
     uint32_t *ids = malloc(stride * sizeof *ids);
-    for (uint32_t i = 0; i * KV_PAGE_ROWS < to; i++) pages[i] = kv_code(w->seq, 0, head, i);
+    for (uint32_t i = 0; i * KV_PAGE_ROWS < to; i++) pages[i] = kv_code(w->seq, 0, head, i), outer[i] = kv_code_outer(w->seq, 0, head, i);
     ref->index_query(w->q[head], DIM, GROUP, DIM, query);
-    kern_index_scan scan = {.query = query, .n_q = GROUP, .dim = DIM, .planes = kv_index_planes(w->store), .pages = pages, .page_rows = KV_PAGE_ROWS, .first = from, .end = to, .every = 1,
+    kern_index_scan scan = {.query = query, .n_q = GROUP, .dim = DIM, .planes = kv_index_planes(w->store), .pages = pages, .outer = outer, .page_rows = KV_PAGE_ROWS, .first = from, .end = to, .every = 1,
                             .threshold = -INFINITY, .refine = both, .ids = ids, .estimates = out, .stride = stride};
     CHECK_INT(ref->index_scan(&scan), to - from);
     mem_free(query);

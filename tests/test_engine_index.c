@@ -41,11 +41,15 @@ static uint64_t hash_codes(const spw_session *s)
 {
     const spw_engine *e = s->engine;
     const model_hparams *hp = &e->model->hp;
-    size_t bytes = kern_index_bytes(KV_PAGE_ROWS, e->dim, kv_index_planes(e->store));
+    unsigned planes = kv_index_planes(e->store);
+    size_t bytes = kern_index_bytes(KV_PAGE_ROWS, e->dim, 1), outer = kern_index_bytes(KV_PAGE_ROWS, e->dim, planes) - bytes;
     uint64_t hash = 0;
     for (uint32_t l = 0; l < hp->n_layer; l++)
         for (uint32_t h = 0; h < hp->layer_kv[l].n_head_kv; h++)
-            for (uint64_t page = 0; page < spw_session_pos(s) / KV_PAGE_ROWS; page++) hash = spw_hash(hash, kv_code(s->seq, l, h, page), bytes);
+            for (uint64_t page = 0; page < spw_session_pos(s) / KV_PAGE_ROWS; page++) {
+                hash = spw_hash(hash, kv_code(s->seq, l, h, page), bytes);
+                if (outer) hash = spw_hash(hash, kv_code_outer(s->seq, l, h, page), outer);
+            }
     return hash;
 }
 

@@ -64,6 +64,7 @@ static void fill_tables(void)
 #elif defined(__aarch64__)
     t.isa = isa_names[ISA_NEON]; /* every AArch64 processor has it */
     kern_fill_neon_quant(&t), kern_fill_neon_math(&t), kern_fill_neon_attend(&t), kern_fill_neon_select(&t), kern_fill_neon_pack(&t), kern_fill_neon_q8(&t);
+    kern_fill_neon_index(&t);
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) kern_fill_neondot_pack(&t);
     tables[ISA_NEON] = t, available[ISA_NEON] = true;
 #endif

@@ -18,7 +18,8 @@
  *   signs   [groups of 64 positions][dim / 8][64] bytes: bit b of byte j, entry e is channel 8 j + b (1: s = +1) of position 32 (e % 2) + e / 2 of its group
  *   scales  [groups][64] halves, in order of positions
  *   mean    [dim] halves
- *   outer   only with two planes: [n_rows][dim / 8] bytes, bit 1: u = +1
+ *   outer   only with two planes: [n_rows][dim / 8] bytes, bit 1: u = +1; begins after kern_index_bytes of one plane, and may be kept elsewhere: few of its rows are read, and what is scanned is
+ *           then one stream
  *
  * Positions that fill up the last group have zeros.  The order of entries is such that sums of bytes, widened to 16 bits by taking even and odd ones, are in order of positions. */
 #ifndef SPW_KERN_INDEX_H
@@ -52,6 +53,7 @@ typedef struct kern_index_scan {
     size_t n_q, dim;
     unsigned planes;          /* of the codes */
     const void *const *pages; /* codes of adjacent full pages; position 0 is the first of pages[0] */
+    const void *const *outer; /* the outer planes of these pages; NULL: they lie behind the codes' other areas */
     size_t page_rows;
     uint32_t first, end;      /* positions to scan: any */
     uint32_t every;           /* 1: all; k: only every k-th group, counted from the first of pages[0] (of each page ceil(page_rows / 64)), for sampling */

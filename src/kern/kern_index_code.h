@@ -123,6 +123,7 @@ static inline size_t index_scratch_bytes(size_t n_q, size_t dim)
 /* A group that is scanned. */
 typedef struct index_step {
     const uint8_t *code; /* of its page */
+    const uint8_t *outer;
     size_t at, from;     /* its number in the page; its first position */
     uint64_t mask;       /* which of its positions are scanned */
     size_t page;         /* which of the pages of these steps it is of */
@@ -131,6 +132,7 @@ typedef struct index_step {
 typedef struct index_walk {
     const kern_index_scan *a;
     size_t groups;      /* of a page */
+    size_t outer;       /* where the outer plane begins in a code */
     size_t page, group; /* the next one, group counted in its page */
     index_step steps[INDEX_STEPS];
     size_t n_steps, n_pages;
@@ -139,7 +141,8 @@ typedef struct index_walk {
 
 static inline index_walk index_walk_begin(const kern_index_scan *a)
 {
-    return (index_walk){.a = a, .groups = (a->page_rows + KERN_INDEX_GROUP - 1) / KERN_INDEX_GROUP, .page = a->first / a->page_rows};
+    return (index_walk){.a = a, .groups = (a->page_rows + KERN_INDEX_GROUP - 1) / KERN_INDEX_GROUP, .page = a->first / a->page_rows,
+                        .outer = index_layout_of(a->page_rows, a->dim, a->planes).outer};
 }
 
 /* The next steps; false when there are none. */
@@ -156,7 +159,7 @@ static inline bool index_walk_next(index_walk *w)
         uint64_t mask = high < KERN_INDEX_GROUP ? (UINT64_C(1) << high) - 1 : UINT64_MAX;
         if (from < a->first) mask &= UINT64_MAX << (a->first - from);
         if (!w->n_pages || w->pages[w->n_pages - 1] != a->pages[page]) w->pages[w->n_pages++] = a->pages[page];
-        w->steps[w->n_steps++] = (index_step){.code = a->pages[page], .at = at, .from = from, .mask = mask, .page = w->n_pages - 1};
+        w->steps[w->n_steps++] = (index_step){.code = a->pages[page], .outer = a->outer ? a->outer[page] : (const uint8_t *)a->pages[page] + w->outer, .at = at, .from = from, .mask = mask, .page = w->n_pages - 1};
     }
     return w->n_steps > 0;
 }
@@ -223,7 +226,7 @@ static inline float index_power(int exponent)
 /* Lets the positions of mask wait for their u, and asks for it.  Their scales are there already. */
 static inline void index_wait(index_state *s, const index_step *step, uint64_t mask)
 {
-    const uint8_t *u = step->code + s->at.outer + step->at * KERN_INDEX_GROUP * s->at.row_bytes;
+    const uint8_t *u = step->outer + step->at * KERN_INDEX_GROUP * s->at.row_bytes;
     const uint8_t **to = s->s.waiting_u + s->first_waiting + s->n_waiting;
     for (; mask; mask &= mask - 1) {
         *to = u + (size_t)__builtin_ctzll(mask) * s->at.row_bytes;

@@ -111,7 +111,7 @@ static inline void index_make_code(const float *k, size_t stride, size_t n_rows,
 {
     const index_layout at = index_layout_of(n_rows, dim, planes);
     const size_t n = dim / KERN_LANES;
-    float mean[KERN_INDEX_DIM];
+    float mean[KERN_INDEX_DIM] = {0};
     uint8_t *out = code;
     kern_f16 *scales = (kern_f16 *)(void *)(out + at.scales);
     memset(code, 0, at.bytes);

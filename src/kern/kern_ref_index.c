@@ -110,10 +110,11 @@ static void prepare(const float *q, size_t q_stride, size_t n_q, size_t dim, voi
 }
 
 /* The estimate of one score, from the signs or from both planes. */
-static double estimate(const kern_index_scan *a, const uint8_t *page, size_t row, size_t g, bool both)
+static double estimate(const kern_index_scan *a, size_t number, size_t row, size_t g, bool both)
 {
+    const uint8_t *page = a->pages[number];
     index_layout at = index_layout_of(a->page_rows, a->dim, a->planes);
-    const uint8_t *signs = page + row / KERN_INDEX_GROUP * at.group_bytes, *outer = page + at.outer + row * at.row_bytes;
+    const uint8_t *signs = page + row / KERN_INDEX_GROUP * at.group_bytes, *outer = (a->outer ? (const uint8_t *)a->outer[number] : page + at.outer) + row * at.row_bytes;
     const kern_f16 *mean = (const kern_f16 *)(const void *)(page + at.mean), *scales = (const kern_f16 *)(const void *)(page + at.scales);
     const float *q = index_query_at(a->query, a->n_q, a->dim).rotated + g * a->dim;
     double offset = 0, sum = 0, scale = (double)kern_f16_to_f32(scales[row]);
@@ -126,7 +127,7 @@ static double estimate(const kern_index_scan *a, const uint8_t *page, size_t row
     return offset + (both || a->planes == 1 ? 1 : (double)KERN_INDEX_SIGN) * scale * sum;
 }
 
-static bool is_kept(const kern_index_scan *a, const uint8_t *page, size_t row)
+static bool is_kept(const kern_index_scan *a, size_t page, size_t row)
 {
     for (size_t g = 0; g < a->n_q; g++)
         if (estimate(a, page, row, g, false) - (double)(a->norm ? a->norm[g] : 0) >= (double)a->threshold) return true;
@@ -138,9 +139,9 @@ static size_t scan(const kern_index_scan *a)
     size_t groups = (a->page_rows + KERN_INDEX_GROUP - 1) / KERN_INDEX_GROUP, n = 0;
     for (uint32_t p = a->first; p < a->end; p++) {
         size_t page = p / a->page_rows, row = p % a->page_rows;
-        if ((page * groups + row / KERN_INDEX_GROUP) % a->every || !is_kept(a, a->pages[page], row)) continue;
+        if ((page * groups + row / KERN_INDEX_GROUP) % a->every || !is_kept(a, page, row)) continue;
         for (size_t g = 0; g < a->n_q; g++)
-            a->estimates[g * a->stride + n] = (float)estimate(a, a->pages[page], row, g, a->refine && a->planes == 2);
+            a->estimates[g * a->stride + n] = (float)estimate(a, page, row, g, a->refine && a->planes == 2);
         a->ids[n++] = p;
     }
     return n;

@@ -9,8 +9,8 @@
  *
  * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
  * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
- * 2 MiB on (of side areas from the second half of the first on), so that short sessions stay small.  Beside every page lies its side area (for each layer and head): the scales of a KV_Q8 page, then the page's
- * code, then side_bytes of room for the digests of policies, all shared and copied with the rows.
+ * 2 MiB on (of side areas from the second half of the first on), so that short sessions stay small.  Beside every page lies its code (for each layer and head; those of adjacent pages are one stream), and its side area: the scales of
+ * a KV_Q8 page, the outer plane of the code, side_bytes of room for the digests of policies; all shared and copied with the rows.
  *
  * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
  *
@@ -121,9 +121,11 @@ uint64_t kv_border(const kv_seq *s, uint64_t pos);
 void *kv_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* out[0 .. 2 * dim) = the values of the row of any position below reserved. */
 void kv_read_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos, float *out);
-/* The code of the sequence's page number page, which rows that have been completed fill: kern_index_bytes(KV_PAGE_ROWS, dim, index_planes) bytes, aligned to 64.
+/* The code of the sequence's page number page, which rows that have been completed fill: kern_index_bytes(KV_PAGE_ROWS, dim, 1) bytes, aligned to 64.
  * NULL without an index. */
 const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
+/* Its outer plane, which lies apart; NULL with fewer than two planes.  kv_code has the areas before it. */
+const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
 /* The room for digests of the page that holds pos, side_bytes aligned to 64, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS.

@@ -4,11 +4,13 @@
  * plays no part. */
 #include "kern_index.h"
 
+#include <string.h>
+
 #include "kv_private.h"
 #include "mem.h"
 #include "pool.h"
 
-/* Floats of the K of one page, when they are not read where they lie. */
+/* A worker's scratch: a code as the kernel makes it, in one piece, then the K of one page when they are not read where they lie. */
 static size_t keys_floats(const kv_store *st)
 {
     return st->type == KV_F32 ? 0 : (size_t)KV_PAGE_ROWS * st->dim;
@@ -39,7 +41,7 @@ static void make_code(const kv_store *st, uint32_t page, uint32_t arena, float *
 
 size_t kv_complete_scratch(const kv_store *st)
 {
-    return st->index_planes ? keys_floats(st) : 0;
+    return st->index_planes ? st->code_bytes / sizeof(float) + keys_floats(st) : 0;
 }
 
 void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
@@ -50,7 +52,10 @@ void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
     for (uint64_t pos = kv_page_start(s->last_opened); pos + KV_PAGE_ROWS <= s->opened; pos += KV_PAGE_ROWS) {
         uint32_t page = s->pages[pos / KV_PAGE_ROWS];
         if (st->type == KV_Q8) kv_open_seal(s, arena, pos);
-        if (st->index_planes) make_code(st, page, arena, scratch, kv_page_code(st, page, arena));
+        if (!st->index_planes) continue;
+        make_code(st, page, arena, scratch + st->code_bytes / sizeof(float), scratch);
+        memcpy(kv_page_code(st, page, arena), scratch, st->front_bytes);
+        memcpy(kv_page_outer(st, page, arena), (const uint8_t *)(const void *)scratch + st->front_bytes, st->code_bytes - st->front_bytes);
     }
 }
 
@@ -62,6 +67,14 @@ const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pag
     return kv_page_code(st, s->pages[page], st->first_arena[layer] + head);
 }
 
+const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page)
+{
+    const kv_store *st = s->store;
+    if (st->index_planes < 2) return NULL;
+    SPW_ASSERT((page + 1) * KV_PAGE_ROWS <= s->opened);
+    return kv_page_outer(st, s->pages[page], st->first_arena[layer] + head);
+}
+
 /* ------------------------------------------------------------------------------------------------- check ---- */
 
 /* Page number at of a sequence, in all layers and heads.  again: room for a code. */
@@ -70,11 +83,12 @@ static spw_status check_page(const kv_seq *s, uint32_t at, float *scratch, uint8
     const kv_store *st = s->store;
     for (uint32_t l = 0; l < st->n_layer; l++) {
         for (uint32_t a = st->first_arena[l]; a < st->first_arena[l + 1]; a++) {
-            const uint8_t *code = kv_page_code(st, s->pages[at], a);
+            const uint8_t *code = kv_page_code(st, s->pages[at], a), *outer = kv_page_outer(st, s->pages[at], a) - st->front_bytes;
             size_t i = 0;
             make_code(st, s->pages[at], a, scratch, again);
-            while (i < st->code_bytes && code[i] == again[i]) i++;
+            while (i < st->code_bytes && (i < st->front_bytes ? code : outer)[i] == again[i]) i++;
             if (i == st->code_bytes) continue;
+            if (i >= st->front_bytes) code = outer;
             return spw_fail(err, SPW_E_FORMAT,
                             "KV store: invariant 7: the code of page %u (positions from %llu), layer %u, head %u is not that of its rows: byte %zu is 0x%02x, expected 0x%02x",
                             s->pages[at], (unsigned long long)at * KV_PAGE_ROWS, l, a - st->first_arena[l], i, code[i], again[i]);

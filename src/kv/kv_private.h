@@ -33,8 +33,8 @@ struct kv_store {
     unsigned index_planes;
     const kern_table *kern;
     size_t row_bytes, page_bytes;
-    size_t code_bytes;                  /* of one page in one arena */
-    size_t code_at, room_at, side_bytes; /* in the side area of one page in one arena: where the code and the room for digests begin, and the bytes of all */
+    size_t code_bytes, front_bytes;     /* of one page in one arena: the code, and what of it comes before the outer plane */
+    size_t outer_at, room_at, side_bytes; /* in the side area of one page in one arena: where the outer plane of the code and the room for digests begin, and the bytes of all */
     const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;
@@ -90,10 +90,16 @@ static inline uint8_t *kv_page_rows(const kv_store *st, uint32_t page, uint32_t 
     return seg->base + arena * seg->row_arena_bytes + (size_t)(page - seg->first_page) * st->page_bytes;
 }
 
+/* A side arena has the codes of all its pages, without their outer planes, so that a scan reads one stream; then their side areas. */
+static inline uint8_t *kv_side_arena(const kv_store *st, const kv_segment *seg, uint32_t arena)
+{
+    return seg->base + kv_n_arenas(st) * seg->row_arena_bytes + arena * seg->side_arena_bytes;
+}
+
 static inline uint8_t *kv_page_side(const kv_store *st, uint32_t page, uint32_t arena)
 {
     const kv_segment *seg = &st->segments[st->pages[page].segment];
-    return seg->base + kv_n_arenas(st) * seg->row_arena_bytes + arena * seg->side_arena_bytes + (size_t)(page - seg->first_page) * st->side_bytes;
+    return kv_side_arena(st, seg, arena) + (size_t)seg->n_pages * st->front_bytes + (size_t)(page - seg->first_page) * st->side_bytes;
 }
 
 /* The scales of a sealed page: of K [dim], of V [KV_PAGE_ROWS]. */
@@ -104,7 +110,13 @@ static inline float *kv_page_scales(const kv_store *st, uint32_t page, uint32_t 
 
 static inline uint8_t *kv_page_code(const kv_store *st, uint32_t page, uint32_t arena)
 {
-    return kv_page_side(st, page, arena) + st->code_at;
+    const kv_segment *seg = &st->segments[st->pages[page].segment];
+    return kv_side_arena(st, seg, arena) + (size_t)(page - seg->first_page) * st->front_bytes;
+}
+
+static inline uint8_t *kv_page_outer(const kv_store *st, uint32_t page, uint32_t arena)
+{
+    return kv_page_side(st, page, arena) + st->outer_at;
 }
 
 /* Whether something is made of full pages, so that rows must be opened and completed. */

@@ -63,8 +63,9 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
     st->row_bytes = 2 * (size_t)config->dim * elem_bytes(config->type);
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
     st->code_bytes = code_bytes(config->dim, config->index_planes);
-    st->code_at = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
-    st->room_at = st->code_at + round_up(st->code_bytes, MEM_ALIGN);
+    st->front_bytes = code_bytes(config->dim, config->index_planes ? 1 : 0);
+    st->outer_at = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
+    st->room_at = st->outer_at + round_up(st->code_bytes - st->front_bytes, MEM_ALIGN);
     st->side_bytes = st->room_at + round_up(config->side_bytes, MEM_ALIGN);
     st->first_arena = mem_calloc((size_t)config->n_layer + 1, sizeof *st->first_arena);
     if (!st->first_arena) {
@@ -107,7 +108,7 @@ unsigned kv_index_planes(const kv_store *st)
 
 uint64_t kv_bytes_per_page(const kv_store *st)
 {
-    return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->side_bytes);
+    return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->front_bytes + st->side_bytes);
 }
 
 uint64_t kv_index_bytes_per_page(const kv_store *st)
@@ -137,7 +138,7 @@ static spw_status add_segment(kv_store *st, uint64_t n_pages, spw_err *err)
     if (n_pages > UINT32_MAX / 2 - st->n_pages) return spw_fail(err, SPW_E_NOMEM, "KV store: %llu pages are too many", (unsigned long long)n_pages);
     kv_segment seg = {.first_page = st->n_pages, .n_pages = (uint32_t)n_pages};
     size_t rows, side, per_arena;
-    bool fits = mul_size((size_t)n_pages, st->page_bytes, &rows) && mul_size((size_t)n_pages, st->side_bytes, &side) && rows < SIZE_MAX / 4 &&
+    bool fits = mul_size((size_t)n_pages, st->page_bytes, &rows) && mul_size((size_t)n_pages, st->front_bytes + st->side_bytes, &side) && rows < SIZE_MAX / 4 &&
                 side < SIZE_MAX / 4;
     if (fits) {
         seg.row_arena_bytes = round_up(rows, HUGE_BYTES);
@@ -187,14 +188,14 @@ static void advise_arenas(const kv_store *st, uint8_t *base, size_t arena_bytes,
     *n_huge = chunks;
 }
 
-/* When a page is taken into use. */
+/* When a page is taken into use.  Of side arenas the codes are read as streams; what lies behind them is asked for by the time when as much of it is in use. */
 static void advise_huge(kv_store *st, uint32_t page)
 {
     kv_segment *seg = &st->segments[st->pages[page].segment];
-    size_t used = (size_t)(page - seg->first_page) + 1;
-    uint8_t *side = seg->base + kv_n_arenas(st) * seg->row_arena_bytes;
+    size_t used = (size_t)(page - seg->first_page) + 1, codes = used * st->front_bytes;
+    if (!st->front_bytes || used == seg->n_pages) codes = seg->n_pages * st->front_bytes + used * st->side_bytes;
     advise_arenas(st, seg->base, seg->row_arena_bytes, used * st->page_bytes, HUGE_BYTES, &seg->n_huge);
-    advise_arenas(st, side, seg->side_arena_bytes, used * st->side_bytes, SIDE_SMALL, &seg->n_huge_side);
+    advise_arenas(st, kv_side_arena(st, seg, 0), seg->side_arena_bytes, codes, SIDE_SMALL, &seg->n_huge_side);
 }
 
 /* Start of the best run of free pages for a sequence that begins: the longest one; its middle when it follows a page in use, which is probably the end of a
@@ -253,6 +254,7 @@ void kv_release_memory(kv_store *st, const uint32_t *ids, uint32_t n)
             run++;
         for (uint32_t a = 0; a < kv_n_arenas(st); a++) {
             release_range(kv_page_rows(st, ids[i], a), run * st->page_bytes);
+            release_range(kv_page_code(st, ids[i], a), run * st->front_bytes);
             release_range(kv_page_side(st, ids[i], a), run * st->side_bytes);
         }
         i += run;
@@ -264,6 +266,7 @@ void kv_copy_page(kv_store *st, uint32_t to, uint32_t from, size_t n_rows)
     size_t bytes = st->type == KV_Q8 ? 0 : n_rows * st->row_bytes; /* what is not full has no rows in its page yet */
     for (uint32_t a = 0; a < kv_n_arenas(st); a++) {
         memcpy(kv_page_rows(st, to, a), kv_page_rows(st, from, a), bytes);
+        if (st->front_bytes) memcpy(kv_page_code(st, to, a), kv_page_code(st, from, a), st->front_bytes);
         if (st->side_bytes) memcpy(kv_page_side(st, to, a), kv_page_side(st, from, a), st->side_bytes);
     }
 }

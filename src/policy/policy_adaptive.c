@@ -18,8 +18,9 @@
 #include "policy_blocks.h"
 
 enum {
-    PART = 4096,         /* positions of a work item: its start costs nothing beside them, and short contexts still keep several threads busy */
-    ROOM = PART + KERN_INDEX_GROUP,
+    PART_LEAST = 2048,   /* positions of a work item: so few that a short middle keeps several threads busy, */
+    PART_MOST = 16384,   /* and so many that what it costs to begin does not count; a middle has PARTS of them in between */
+    PARTS = 8,
     SAMPLE_EVERY = 16,   /* one group in so many is sampled ... */
     SAMPLE_LEAST = 512,  /* ... but so many positions at least, */
     SAMPLE_MOST = 2048,  /* and no more than these, which tell the threshold well enough for any length */
@@ -50,7 +51,8 @@ typedef struct adaptive {
     uint64_t base;        /* the position that the scan counts from: a page's first */
     uint32_t first, end;  /* what has codes, counted from there */
     uint32_t every;       /* of the sample; 0: none */
-    uint32_t n_parts;
+    uint32_t n_parts, part; /* of the scan, and positions of each */
+    size_t room;            /* for the candidates of one, whole vectors */
     unsigned planes;
     uint32_t block_bits;  /* log2 of the positions of a block */
     size_t wanted;        /* candidates or blocks: of a flat budget so many, of a rule at least */
@@ -63,12 +65,12 @@ typedef struct adaptive {
     float middle[KERN_MAX_G]; /* mass of what has codes */
     float threshold;
     /* behind it in the scratch */
-    const void **pages;
+    const void **pages, **outer;
     scan_part *parts;
     void *query;
     uint8_t *scan_scratch; /* of each part */
-    uint32_t *ids;         /* of each part ROOM candidates; then of all, adjacent */
-    float *estimates, *masses; /* of each part [n_q][ROOM] */
+    uint32_t *ids;         /* of each part room for candidates; then of all, adjacent */
+    float *estimates, *masses; /* of each part [n_q][room] */
     float *votes;
     float *sums;           /* of blocks */
     uint32_t *chosen, *picked, *top; /* chosen candidates or blocks; candidates in chosen blocks; scratch of top_k */
@@ -118,7 +120,10 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
     a->every = n / SAMPLE_LEAST < SAMPLE_EVERY ? n / SAMPLE_LEAST : SAMPLE_EVERY;
     if (a->every < n / SAMPLE_MOST) a->every = n / SAMPLE_MOST;
     if (a->every < SAMPLE_FEWEST || a->candidates >= 1) a->every = 0;
-    a->n_parts = (a->end + PART - 1) / PART;
+    a->part = (a->end / PARTS + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * KV_PAGE_ROWS;
+    a->part = a->part < PART_LEAST ? PART_LEAST : a->part > PART_MOST ? PART_MOST : a->part;
+    a->room = a->part + KERN_INDEX_GROUP;
+    a->n_parts = (a->end + a->part - 1) / a->part;
     a->threshold = -INFINITY;
     return true;
 }
@@ -126,10 +131,11 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
 /* Places everything in the scratch, and returns its bytes; memory NULL: for these alone. */
 static size_t lay_out(adaptive *a, const policy_query *q, void *memory)
 {
-    size_t n = (size_t)a->n_parts * ROOM;
+    size_t n = (size_t)a->n_parts * a->room;
     policy_layout l = {.base = memory};
     policy_layout_take(&l, sizeof *a);
     a->pages = policy_layout_take(&l, ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * sizeof *a->pages);
+    a->outer = policy_layout_take(&l, ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * sizeof *a->outer);
     a->parts = policy_layout_take(&l, a->n_parts * sizeof *a->parts);
     a->query = policy_layout_take(&l, kern_index_query_bytes(q->n_q, q->dim));
     a->scan_scratch = policy_layout_take(&l, a->n_parts * kern_index_scratch(q->n_q, q->dim));
@@ -157,7 +163,10 @@ static spw_status adaptive_prepare(void *state, const policy_params *p, const po
     if (s) return s;
     c->base = true;
     lay_out(&a, q, c->scratch);
-    for (uint32_t i = 0; i * KV_PAGE_ROWS < a.end; i++) a.pages[i] = kv_code(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
+    for (uint32_t i = 0; i * KV_PAGE_ROWS < a.end; i++) {
+        a.pages[i] = kv_code(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
+        a.outer[i] = kv_code_outer(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
+    }
     memset(a.parts, 0, a.n_parts * sizeof *a.parts);
     q->kern->index_query(q->q, q->q_stride, q->n_q, q->dim, a.query);
     *(adaptive *)c->scratch = a;
@@ -181,8 +190,8 @@ static uint32_t adaptive_n_parts(const policy_params *p, const policy_query *q, 
 /* Everything, from the signs. */
 static kern_index_scan scan_of(const adaptive *a, const policy_query *q)
 {
-    return (kern_index_scan){.query = a->query, .n_q = q->n_q, .dim = q->dim, .planes = a->planes, .pages = a->pages, .page_rows = KV_PAGE_ROWS, .first = a->first, .end = a->end,
-                             .every = 1, .threshold = -INFINITY, .ids = a->ids, .estimates = a->estimates, .stride = ROOM, .scratch = a->scan_scratch};
+    return (kern_index_scan){.query = a->query, .n_q = q->n_q, .dim = q->dim, .planes = a->planes, .pages = a->pages, .outer = a->outer, .page_rows = KV_PAGE_ROWS, .first = a->first, .end = a->end,
+                             .every = 1, .threshold = -INFINITY, .ids = a->ids, .estimates = a->estimates, .stride = a->room, .scratch = a->scan_scratch};
 }
 
 /* most[i] = the largest of the heads' estimate - norm, of n positions; whole steps of WIDTH are written. */
@@ -215,7 +224,7 @@ static void make_masses(const policy_query *q, const float *norm, const float *e
 /* Every head's norm, the threshold, and the mass of what does not pass it. */
 static void sample(adaptive *a, const policy_query *q, const float *ends)
 {
-    size_t stride = (size_t)a->n_parts * ROOM;
+    size_t stride = (size_t)a->n_parts * a->room;
     float of_sample[KERN_MAX_G];
     kern_index_scan scan = scan_of(a, q);
     scan.every = a->every;
@@ -245,18 +254,18 @@ static const float *norm_of(const adaptive *a, const policy_choice *c)
 static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, uint32_t i, float threshold)
 {
     kern_index_scan scan = scan_of(a, q);
-    if (scan.first < i * PART) scan.first = i * PART;
-    if (scan.end > (i + 1) * PART) scan.end = (i + 1) * PART;
+    if (scan.first < i * a->part) scan.first = i * a->part;
+    if (scan.end > (i + 1) * a->part) scan.end = (i + 1) * a->part;
     scan.norm = norm;
     scan.threshold = threshold;
     scan.refine = a->planes > 1;
-    scan.ids += (size_t)i * ROOM;
-    scan.estimates += (size_t)i * q->n_q * ROOM;
+    scan.ids += (size_t)i * a->room;
+    scan.estimates += (size_t)i * q->n_q * a->room;
     scan.scratch = a->scan_scratch + i * kern_index_scratch(q->n_q, q->dim);
     a->parts[i].n = q->kern->index_scan(&scan);
     a->parts[i].n_scanned += scan.end - scan.first;
     a->parts[i].n_refined += a->parts[i].n;
-    make_masses(q, norm, scan.estimates, ROOM, a->parts[i].n, a->masses + (size_t)i * q->n_q * ROOM, a->parts[i].sum);
+    make_masses(q, norm, scan.estimates, a->room, a->parts[i].n, a->masses + (size_t)i * q->n_q * a->room, a->parts[i].sum);
 }
 
 static void adaptive_work(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part)
@@ -270,12 +279,12 @@ static void adaptive_work(void *state, const policy_params *p, const policy_quer
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
 /* votes[i] = the sum over the heads of weight * mass, of n positions; whole steps of WIDTH are written. */
-static void weigh(const float *masses, size_t n, uint32_t n_q, const float *weight, float *votes)
+static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
 {
     for (size_t i = 0; i < n; i += WIDTH) {
         float sum[WIDTH] = {0};
         for (uint32_t g = 0; g < n_q; g++) {
-            const float *m = masses + g * (size_t)ROOM + i;
+            const float *m = masses + g * room + i;
             for (size_t j = 0; j < WIDTH; j++) sum[j] += weight[g] * m[j];
         }
         memcpy(votes + i, sum, sizeof sum);
@@ -288,7 +297,7 @@ static size_t join_parts(adaptive *a, const policy_query *q, const policy_choice
     float weight[KERN_MAX_G];
     size_t n = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) {
-        memmove(a->ids + n, a->ids + (size_t)i * ROOM, a->parts[i].n * sizeof *a->ids);
+        memmove(a->ids + n, a->ids + (size_t)i * a->room, a->parts[i].n * sizeof *a->ids);
         a->parts[i].at = n;
         n += a->parts[i].n;
     }
@@ -298,7 +307,7 @@ static size_t join_parts(adaptive *a, const policy_query *q, const policy_choice
         a->ends[g] = expf(c->base_lse[g] - norm_of(a, c)[g]);
         weight[g] = 1 / (a->middle[g] + a->ends[g]);
     }
-    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * ROOM, a->parts[i].n, q->n_q, weight, a->votes + a->parts[i].at);
+    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * a->room, a->room, a->parts[i].n, q->n_q, weight, a->votes + a->parts[i].at);
     return n;
 }
 
@@ -339,8 +348,8 @@ static void sum_candidates(const adaptive *a, const policy_query *q, const uint3
     float sum[KERN_MAX_G] = {0};
     for (size_t i = 0; i < n; i++) {
         while (picked[i] >= part->at + part->n) part++;
-        const float *m = a->masses + (size_t)(part - a->parts) * q->n_q * ROOM + (picked[i] - part->at);
-        for (uint32_t g = 0; g < q->n_q; g++) sum[g] += m[g * (size_t)ROOM];
+        const float *m = a->masses + (size_t)(part - a->parts) * q->n_q * a->room + (picked[i] - part->at);
+        for (uint32_t g = 0; g < q->n_q; g++) sum[g] += m[g * a->room];
     }
     for (uint32_t g = 0; g < q->n_q; g++) share[g] = a->middle[g] > 0 ? fminf(sum[g] / a->middle[g], 1) : 1;
 }
