@@ -212,7 +212,7 @@ int spw_engine_n_batch(const spw_engine *e);
 const char *spw_engine_isa(const spw_engine *e);
 
 /* What loading did.  Weights of the common quantised types are copied into a layout that the processor's integer units like; products with
- * them take activations as 16-bit integers (docs/NUMERICS.md).  The copy takes the bytes of the weights once more, so it is left out where it would exceed half of
+ * them take activations as integers of 12 to 16 bits (docs/NUMERICS.md).  The copy takes the bytes of the weights once more, so it is left out where it would exceed half of
  * the available memory. */
 typedef enum spw_repack {
     SPW_REPACK_DONE = 0,

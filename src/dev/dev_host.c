@@ -335,15 +335,15 @@ static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_produ
         product_job job = {.h = h, .x = x->data + r0 * products[0].w->cols, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
         dev_product shifted[MAX_PRODUCTS];
         dev_buf outs[MAX_PRODUCTS];
-        bool packed = false;
+        unsigned kinds = 0;
         for (size_t i = 0; i < n_products; i++) {
             outs[i] = (dev_buf){.data = products[i].out->data + r0 * products[i].w->rows};
             shifted[i] = (dev_product){.w = products[i].w, .bias = products[i].bias, .out = &outs[i]};
             const dev_panels *panels = &products[i].w->packed;
-            packed |= panels->panels != NULL;
+            kinds |= dev_pack_kinds(panels);
             job.first_item[i + 1] = job.first_item[i] + (panels->panels ? dev_pack_n_items(panels, job.n_rows) : (products[i].w->rows + PANEL_OUTS - 1) / PANEL_OUTS);
         }
-        if (packed) dev_pack_set_x(h->pack, job.x, job.n_rows, products[0].w->cols, products[0].coarse);
+        if (kinds) dev_pack_set_x(h->pack, job.x, job.n_rows, products[0].w->cols, kinds);
         job.products = shifted;
         pool_run(h->pool, job.first_item[n_products], product_item, &job);
     }

@@ -33,9 +33,8 @@ struct dev_pack {
     spw_pool *pool;
     area *areas;
     size_t n_areas;
-    uint8_t *x; /* activations as pack_x, room for x_cols columns */
-    size_t x_cols;
-    size_t x_bytes; /* of one pack_x, by its kind */
+    uint8_t *x[PACK_KINDS];    /* activations of a kind */
+    size_t x_cols[PACK_KINDS]; /* room for so many columns */
     dev_repacked stats;
 };
 
@@ -54,7 +53,7 @@ void dev_pack_free(dev_pack *p)
     if (!p) return;
     for (size_t i = 0; i < p->n_areas; i++) mem_unreserve(p->areas[i].base, p->areas[i].bytes);
     mem_free(p->areas);
-    mem_free(p->x);
+    for (size_t i = 0; i < PACK_KINDS; i++) mem_free(p->x[i]);
     mem_free(p);
 }
 
@@ -89,16 +88,16 @@ static uint8_t *take_room(dev_pack *p, size_t bytes)
 }
 
 /* Room for the activations of DEV_PACK_ROWS rows. */
-static bool grow_x(dev_pack *p, size_t cols)
+static bool grow_x(dev_pack *p, pack_kind kind, size_t cols)
 {
     size_t bytes;
-    if (cols <= p->x_cols) return true;
-    if (!mul_size(cols / PACK_COLS, DEV_PACK_ROWS * sizeof(pack_x), &bytes)) return false;
+    if (cols <= p->x_cols[kind]) return true;
+    if (!mul_size(cols / PACK_COLS, DEV_PACK_ROWS * pack_x_bytes(kind), &bytes)) return false;
     uint8_t *x = mem_alloc(bytes);
     if (!x) return false;
-    mem_free(p->x);
-    p->x = x;
-    p->x_cols = cols;
+    mem_free(p->x[kind]);
+    p->x[kind] = x;
+    p->x_cols[kind] = cols;
     return true;
 }
 
@@ -150,7 +149,7 @@ spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *ou
     uint64_t row_bytes;
     if (!panel_bytes || !p->kern->pack_dot[desc->type] || !quant_bytes(desc->type, desc->cols, &row_bytes)) return SPW_OK;
     double start = seconds_now();
-    uint8_t *panels = mul_size(panel_bytes, n_panels, &bytes) && grow_x(p, desc->cols) ? take_room(p, bytes) : NULL;
+    uint8_t *panels = mul_size(panel_bytes, n_panels, &bytes) && grow_x(p, pack_kind_of(desc->type), desc->cols) ? take_room(p, bytes) : NULL;
     if (!panels) return no_room(desc, row_bytes, err);
     *out = (dev_panels){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .panel_bytes = panel_bytes, .panels = panels};
     pool_run(p->pool, n_panels, repack_item, &(repack_job){desc, out, panels, row_bytes});
@@ -195,26 +194,35 @@ typedef struct x_job {
     const dev_pack *p;
     const float *x;
     size_t n_rows, cols;
+    unsigned kinds;
 } x_job;
 
 /* Eight rows, or what is left. */
 static void x_item(void *ctx, size_t item, int worker)
 {
     const x_job *j = ctx;
-    size_t row = item * GROUP, end = row + GROUP < j->n_rows ? row + GROUP : j->n_rows, bytes = j->p->x_bytes;
+    size_t row = item * GROUP, end = row + GROUP < j->n_rows ? row + GROUP : j->n_rows;
     while (row < end) {
         size_t n = pack_group_rows(row, j->n_rows);
-        uint8_t *to = j->p->x + row * (j->cols / PACK_COLS) * bytes;
-        for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, bytes == PACK_X_FINE, to + r * bytes, n * bytes);
+        for (pack_kind kind = 0; kind < PACK_KINDS; kind++) {
+            if (!(j->kinds >> kind & 1)) continue;
+            size_t bytes = pack_x_bytes(kind);
+            uint8_t *to = j->p->x[kind] + row * (j->cols / PACK_COLS) * bytes;
+            for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, kind, to + r * bytes, n * bytes);
+        }
         row += n;
     }
     (void)worker;
 }
 
-void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, bool coarse)
+unsigned dev_pack_kinds(const dev_panels *w)
 {
-    p->x_bytes = coarse ? PACK_X_COARSE : PACK_X_FINE;
-    x_job j = {p, x, n_rows, cols};
+    return w->panels ? 1u << pack_kind_of(w->type) : 0;
+}
+
+void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, unsigned kinds)
+{
+    x_job j = {p, x, n_rows, cols, kinds};
     size_t n_items = (n_rows + GROUP - 1) / GROUP;
     if (n_items > 1 && n_rows * cols > INLINE_X) {
         pool_run(p->pool, n_items, x_item, &j);
@@ -235,7 +243,7 @@ static cut cut_of(const dev_panels *w, size_t n_rows)
     if (bytes < MIN_ITEM_BYTES) bytes = MIN_ITEM_BYTES;
     if (bytes > MAX_ITEM_BYTES) bytes = MAX_ITEM_BYTES;
     c.pairs = bytes > 2 * w->panel_bytes ? bytes / (2 * w->panel_bytes) : 1;
-    c.rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * PACK_X_FINE) / GROUP * GROUP;
+    c.rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * pack_x_bytes(pack_kind_of(w->type))) / GROUP * GROUP;
     if (c.rows < 2 * GROUP) c.rows = 2 * GROUP;
     if (c.rows > MAX_ROWS) c.rows = MAX_ROWS;
     c.n_row_blocks = (n_rows + c.rows - 1) / c.rows;
@@ -254,8 +262,8 @@ void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, si
     size_t pair_items = (c.n_pairs + c.pairs - 1) / c.pairs;
     size_t pair = item % pair_items * c.pairs, last = pair + c.pairs < c.n_pairs ? pair + c.pairs : c.n_pairs;
     size_t row = item / pair_items * c.rows;
-    kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .fine = p->x_bytes == PACK_X_FINE, .y_stride = w->rows};
-    a.x = p->x + row * (w->cols / PACK_COLS) * p->x_bytes;
+    kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .y_stride = w->rows};
+    a.x = p->x[pack_kind_of(w->type)] + row * (w->cols / PACK_COLS) * pack_x_bytes(pack_kind_of(w->type));
     a.n_rows = n_rows - row < c.rows ? n_rows - row : c.rows;
     for (; pair < last; pair++) {
         size_t j0 = pair * 2 * PACK_ROWS;

@@ -27,8 +27,10 @@ spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *ou
 spw_status dev_pack_move(dev_pack *p, const dev_weight_desc *desc, const uint8_t **data, spw_err *err);
 dev_repacked dev_pack_stats(const dev_pack *p);
 
-/* Turns n_rows <= DEV_PACK_ROWS rows of cols floats, adjacent, into the integers that the items below take; coarse: of 8 bits. */
-void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, bool coarse);
+/* The kind of integers that products with w take, as a set; none when it is not repacked. */
+unsigned dev_pack_kinds(const dev_panels *w);
+/* Turns n_rows <= DEV_PACK_ROWS rows of cols floats, adjacent, into the integers that the items below take, of all these kinds. */
+void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, unsigned kinds);
 /* A product is n_items independent items: some outputs of some rows each.  out is row-major, w->rows floats a row; bias may be NULL. */
 size_t dev_pack_n_items(const dev_panels *w, size_t n_rows);
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out);

@@ -37,7 +37,6 @@ typedef struct dev_product {
     const dev_weight *w;
     const dev_weight *bias; /* F32, 1 x w->rows; NULL: none */
     dev_buf *out;
-    bool coarse; /* a device that turns the input into integers may take 8 bits instead of 16; equal in all products of a call */
 } dev_product;
 
 /* Optional RMS norm of each head, rotation, scaling, and padding of the head to dim_out. */

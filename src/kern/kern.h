@@ -149,8 +149,9 @@ typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size
  *
  * The same bits in every ISA that has the kernels, and for a row the same bits whatever n_rows is. */
 
-/* Turns a row of n_cols (a multiple of 32) floats into integers: block b as one pack_x at out + b * step bytes.  fine: of 16 bits. */
-typedef void kern_pack_x_fn(const float *x, size_t n_cols, bool fine, void *out, size_t step);
+/* Turns a row of n_cols (a multiple of 32) floats into integers of one kind: block b as one pack_words or pack_pairs at out + b * step bytes. */
+typedef enum pack_kind { PACK_WORDS, PACK_PAIRS_16, PACK_PAIRS_7, PACK_KINDS } pack_kind;
+typedef void kern_pack_x_fn(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step);
 
 /* One panel or two times any number of rows of activations: y[r * y_stride + j] for j < n_out.  x holds groups of rows (pack_group_rows), one after the other; the
  * activations of block b and row r of a group of n are its entry number b * n + r.  panel is 64-byte aligned.  Memory-bound for few rows, compute-bound for
@@ -159,9 +160,8 @@ typedef struct kern_pack_args {
     const void *panel;
     size_t panel_bytes; /* from one panel to the next */
     size_t n_cols;
-    const void *x;
+    const void *x; /* of the kind that the type takes (pack_kind_of) */
     size_t n_rows;
-    bool fine; /* as the activations were made */
     const kern_tuning *tuning; /* NULL: KERN_TUNING_DEFAULT; of it, the hint serves for fewer than 8 rows */
     float *y;
     size_t y_stride;

@@ -117,41 +117,65 @@ KERN_INLINE __m256i four_at(const int8_t *p)
     return _mm256_set1_epi32(v);
 }
 
-/* times * the sum over quads [from, from + n) of u * v, v bytes; widened every `step` quads, before the sums of 16 bits could overflow. */
-KERN_INLINE __m256i sum_bytes(const __m256i *w, const int8_t *v, int from, int n, int step, short times)
+/* times * the sum over n quads of u * v, v bytes; widened every `step` quads, before the sums of 16 bits could overflow. */
+KERN_INLINE __m256i sum_bytes(const __m256i *w, const int8_t *v, int n, int step, int times)
 {
     __m256i sum = _mm256_setzero_si256();
-    KERN_UNROLL for (int at = from; at < from + n; at += step) {
+    KERN_UNROLL for (int at = 0; at < n; at += step) {
         __m256i pairs = _mm256_maddubs_epi16(w[at], four_at(v + 4 * at));
         KERN_UNROLL for (int q = at + 1; q < at + step; q++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[q], four_at(v + 4 * q)));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(times)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)times)));
     }
     return sum;
 }
 
+/* high is in units of 256. */
+KERN_INLINE __m256i put_together(__m256i high, __m256i low)
+{
+    return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low);
+}
+
 KERN_INLINE __m256i sum_plane(uint32_t type, const quads *w, const int8_t *v, int from, int n)
 {
-    if (type == QUANT_Q8_0) return _mm256_add_epi32(sum_bytes(w->q, v, from, n, 8, 1), sum_bytes(w->high, v, from, n, 8, 16));
-    return sum_bytes(w->q, v, from, n, type == QUANT_Q6_K ? 2 : pack_has_fifth_bits(type) ? 4 : 8, 1);
+    if (type == QUANT_Q8_0) return _mm256_add_epi32(sum_bytes(w->q, v, n, 8, 1), sum_bytes(w->high, v, n, 8, 16));
+    return sum_bytes(w->q + from, v + 4 * from, n, 2, 1);
 }
 
 /* unbias is -128 times the sum of v. */
-KERN_INLINE __m256 sum_quads(uint32_t type, const quads *w, const pack_x *x, int from, int n, bool fine, int32_t unbias)
+KERN_INLINE __m256 words_sum(uint32_t type, const quads *w, const pack_words *x, int from, int n, int32_t unbias)
 {
-    __m256i sum = sum_plane(type, w, x->hi, from, n);
-    if (fine) sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), sum_plane(type, w, x->lo, from, n));
-    if (pack_bias_bits(type)) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(unbias >> (7 - pack_bias_bits(type))));
-    return _mm256_cvtepi32_ps(sum);
+    __m256i sum = put_together(sum_plane(type, w, x->high, from, n), sum_plane(type, w, x->low, from, n));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_set1_epi32(unbias >> (7 - pack_bias_bits(type)))));
 }
 
-KERN_INLINE __m256 add_block(uint32_t type, const quads *w, const scales *c, const pack_x *x, bool fine, __m256 s)
+/* vpmaddubsw would saturate for pairs of weights in one byte: each half goes by itself. */
+KERN_INLINE __m256 pairs_sum(uint32_t type, const quads *w, const pack_pairs *x)
 {
-    if (type == QUANT_Q6_K) {
-        s = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 4, fine, x->unbias_first), c->d, s);
-        return _mm256_fmadd_ps(sum_quads(type, w, x, 4, 4, fine, x->unbias - x->unbias_first), c->d2, s);
+    __m256i low = _mm256_add_epi32(sum_bytes(w->q, x->low, 4, 4, 1), sum_bytes(w->q + 4, x->low, 4, 4, pack_ratio(pack_kind_of(type))));
+    __m256i sum = put_together(sum_bytes(w->q, x->high, 8, pack_has_fifth_bits(type) ? 4 : 8, 1), low);
+    if (pack_bias_bits(type)) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(x->unbias));
+    return _mm256_cvtepi32_ps(_mm256_sllv_epi32(sum, _mm256_set1_epi32(x->shift)));
+}
+
+KERN_INLINE __m256 add_block(uint32_t type, const quads *w, const scales *c, const uint8_t *at, __m256 s)
+{
+    if (pack_kind_of(type) == PACK_WORDS) {
+        const pack_words *x = (const pack_words *)(const void *)at;
+        if (type != QUANT_Q6_K) return _mm256_fmadd_ps(words_sum(type, w, x, 0, 8, x->unbias), c->d, s);
+        s = _mm256_fmadd_ps(words_sum(type, w, x, 0, 4, x->unbias_first), c->d, s);
+        return _mm256_fmadd_ps(words_sum(type, w, x, 4, 4, x->unbias - x->unbias_first), c->d2, s);
     }
-    s = _mm256_fmadd_ps(sum_quads(type, w, x, 0, 8, fine, x->unbias), c->d, s);
+    const pack_pairs *x = (const pack_pairs *)(const void *)at;
+    s = _mm256_fmadd_ps(pairs_sum(type, w, x), c->d, s);
     return pack_has_minima(type) ? _mm256_fmadd_ps(c->m, _mm256_set1_ps(x->sum), s) : s;
+}
+
+/* The scale lies in front of both kinds. */
+KERN_INLINE __m256 scale_at(const uint8_t *x)
+{
+    float scale;
+    memcpy(&scale, x, sizeof scale);
+    return _mm256_set1_ps(scale);
 }
 
 /* A group of rows by one panel. */
@@ -162,9 +186,9 @@ typedef struct group_job {
     size_t n_out;
 } group_job;
 
-KERN_INLINE void half_rows(uint32_t type, const group_job *j, bool fine, size_t n_rows, size_t half)
+KERN_INLINE void half_rows(uint32_t type, const group_job *j, size_t n_rows, size_t half)
 {
-    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE;
+    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = pack_x_bytes(pack_kind_of(type));
     size_t n_blocks = j->a->n_cols / PACK_COLS;
     const uint8_t *p = j->panel, *scales_at = p + n_blocks * quad_bytes, *x = j->x;
     kern_ask ask = kern_ask_from(p, j->a->tuning);
@@ -178,11 +202,10 @@ KERN_INLINE void half_rows(uint32_t type, const group_job *j, bool fine, size_t 
             if (n_rows < 8 && half == 0) kern_ask_on(&ask, quad_bytes, pack_scale_bytes(type));
             quads w = load_quads(type, p + 32 * half);
             scales c = load_scales(type, scales_at, b, half);
-            KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = add_block(type, &w, &c, (const pack_x *)(const void *)(x + r * x_bytes), fine, s[r]);
+            KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r] = add_block(type, &w, &c, x + r * x_bytes, s[r]);
         }
         const uint8_t *last = x - n_rows * x_bytes;
-        KERN_UNROLL for (size_t r = 0; r < n_rows; r++)
-            y[r] = _mm256_fmadd_ps(s[r], _mm256_set1_ps(((const pack_x *)(const void *)(last + r * x_bytes))->scale), y[r]);
+        KERN_UNROLL for (size_t r = 0; r < n_rows; r++) y[r] = _mm256_fmadd_ps(s[r], scale_at(last + r * x_bytes), y[r]);
     }
     size_t at = 8 * half;
     if (j->n_out <= at) return;
@@ -193,28 +216,28 @@ KERN_INLINE void half_rows(uint32_t type, const group_job *j, bool fine, size_t 
     }
 }
 
-KERN_INLINE void group_rows(uint32_t type, const group_job *j, bool fine, size_t n_rows)
+KERN_INLINE void group_rows(uint32_t type, const group_job *j, size_t n_rows)
 {
     for (size_t half = 0; half < 2; half++) {
         switch (n_rows) {
-        case 8: half_rows(type, j, fine, 8, half); break;
-        case 4: half_rows(type, j, fine, 4, half); break;
-        case 2: half_rows(type, j, fine, 2, half); break;
-        default: half_rows(type, j, fine, 1, half);
+        case 8: half_rows(type, j, 8, half); break;
+        case 4: half_rows(type, j, 4, half); break;
+        case 2: half_rows(type, j, 2, half); break;
+        default: half_rows(type, j, 1, half);
         }
     }
 }
 
-KERN_INLINE void dot(uint32_t type, const kern_pack_args *a, bool fine)
+KERN_INLINE void dot(uint32_t type, const kern_pack_args *a)
 {
-    size_t row_bytes = a->n_cols / PACK_COLS * (fine ? PACK_X_FINE : PACK_X_COARSE);
+    size_t row_bytes = a->n_cols / PACK_COLS * pack_x_bytes(pack_kind_of(type));
     for (size_t p = 0; p * PACK_ROWS < a->n_out; p++) {
         for (size_t row = 0, n; row < a->n_rows; row += n) {
             n = pack_group_rows(row, a->n_rows);
             group_job j = {.a = a, .panel = (const uint8_t *)a->panel + p * a->panel_bytes, .x = (const uint8_t *)a->x + row * row_bytes};
             j.y = a->y + row * a->y_stride + p * PACK_ROWS;
             j.n_out = kern_min_size(a->n_out - p * PACK_ROWS, PACK_ROWS);
-            group_rows(type, &j, fine, n);
+            group_rows(type, &j, n);
         }
     }
 }
@@ -222,8 +245,7 @@ KERN_INLINE void dot(uint32_t type, const kern_pack_args *a, bool fine)
 #define PACK_DOT(name, type)                  \
     static void name(const kern_pack_args *a) \
     {                                         \
-        if (a->fine) dot(type, a, true);      \
-        else dot(type, a, false);             \
+        dot(type, a);                         \
     }
 PACK_DOT(dot_q8_0, QUANT_Q8_0)
 PACK_DOT(dot_q4_0, QUANT_Q4_0)
@@ -239,7 +261,7 @@ KERN_INLINE __m256 absolute(__m256 v)
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
 }
 
-KERN_INLINE float largest_of(__m256 v)
+KERN_INLINE float largest_lane(__m256 v)
 {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -261,53 +283,87 @@ KERN_INLINE void put_bytes(int8_t *to, const __m256i *v)
     _mm256_storeu_si256((__m256i *)(void *)to, bytes);
 }
 
-/* The largest size of n_blocks blocks, or infinity when one of them is no finite number. */
-static inline float largest_in(const float *x, size_t n_blocks)
+static inline float largest_of(const float *x)
 {
     __m256 most = _mm256_setzero_ps(), bad = most;
-    for (size_t i = 0; i < 4 * n_blocks; i++) {
+    KERN_UNROLL for (int i = 0; i < 4; i++) {
         __m256 size = absolute(_mm256_loadu_ps(x + 8 * i));
         bad = _mm256_or_ps(bad, _mm256_cmp_ps(size, _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ));
         most = _mm256_max_ps(most, size);
     }
-    return _mm256_movemask_ps(bad) ? INFINITY : largest_of(most);
+    return _mm256_movemask_ps(bad) ? INFINITY : largest_lane(most);
 }
 
-static inline void quantise_block(const float *x, float scale, float inverse, bool fine, pack_x *out)
+/* The upper byte of v, so that the lower one is signed. */
+KERN_INLINE __m256i upper(__m256i v)
 {
-    __m256i v[4], high[4];
+    return _mm256_srai_epi32(_mm256_add_epi32(v, _mm256_set1_epi32(128)), 8);
+}
+
+KERN_INLINE __m256i lower(__m256i v)
+{
+    return _mm256_sub_epi32(v, _mm256_slli_epi32(upper(v), 8));
+}
+
+static inline void words_of(const float *x, float scale, float inverse, pack_words *out)
+{
+    __m256i high[4], low[4];
+    int32_t sum[2] = {0, 0};
     KERN_UNROLL for (int i = 0; i < 4; i++) {
-        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
-        high[i] = fine ? _mm256_srai_epi32(_mm256_add_epi32(v[i], _mm256_set1_epi32(128)), 8) : v[i];
+        __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
+        sum[i / 2] += sum_of(v);
+        high[i] = upper(v);
+        low[i] = lower(v);
     }
-    int32_t first = sum_of(_mm256_add_epi32(v[0], v[1])), sum = first + sum_of(_mm256_add_epi32(v[2], v[3]));
+    put_bytes(out->high, high);
+    put_bytes(out->low, low);
     out->scale = scale;
-    out->sum = (float)sum;
-    out->unbias = -128 * sum;
-    out->unbias_first = -128 * first;
-    put_bytes(out->hi, high);
-    if (!fine) return;
-    KERN_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_sub_epi32(v[i], _mm256_slli_epi32(high[i], 8));
-    put_bytes(out->lo, v);
+    out->sum = (float)(sum[0] + sum[1]);
+    out->unbias = -128 * (sum[0] + sum[1]);
+    out->unbias_first = -128 * sum[0];
 }
 
-static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
+KERN_INLINE __m256 nearest(__m256 v)
 {
-    uint8_t *to = out;
-    for (size_t left = n_cols / PACK_COLS; left;) {
-        size_t n = kern_min_size(left, PACK_SUPER);
-        float most = largest_in(x, n), scale = pack_x_scale(most, fine), inverse = pack_x_inverse(most, fine);
-        for (left -= n; n; n--, x += PACK_COLS, to += step) {
-            if (most > FLT_MAX) pack_x_broken((pack_x *)(void *)to, fine);
-            else quantise_block(x, scale, inverse, fine, (pack_x *)(void *)to);
-        }
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out)
+{
+    const pack_lattice l = pack_lattice_of(kind);
+    const __m256 by = _mm256_set1_ps(inverse), ratio = _mm256_set1_ps(l.ratio), a0 = _mm256_set1_ps(l.across[0]), a1 = _mm256_set1_ps(l.across[1]);
+    __m256i high[4], low[4], sum = _mm256_setzero_si256();
+    KERN_UNROLL for (int i = 0; i < 2; i++) {
+        __m256 y0 = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), by), y1 = _mm256_mul_ps(_mm256_loadu_ps(x + 16 + 8 * i), by);
+        __m256 n = nearest(_mm256_mul_ps(_mm256_sub_ps(_mm256_mul_ps(ratio, y0), y1), _mm256_set1_ps(1.0f / 256)));
+        __m256 r0 = _mm256_sub_ps(y0, _mm256_mul_ps(n, a0)), r1 = _mm256_sub_ps(y1, _mm256_mul_ps(n, a1));
+        __m256 m = nearest(_mm256_mul_ps(_mm256_add_ps(r0, _mm256_mul_ps(ratio, r1)), _mm256_set1_ps(l.along)));
+        __m256i v0 = _mm256_cvtps_epi32(_mm256_add_ps(_mm256_mul_ps(n, a0), m)), v1 = _mm256_cvtps_epi32(_mm256_add_ps(_mm256_mul_ps(n, a1), _mm256_mul_ps(m, ratio)));
+        sum = _mm256_add_epi32(sum, _mm256_add_epi32(v0, v1));
+        low[i] = low[i + 2] = lower(v0);
+        high[i] = upper(v0);
+        high[i + 2] = _mm256_srai_epi32(_mm256_sub_epi32(v1, _mm256_mullo_epi32(low[i], _mm256_set1_epi32(pack_ratio(kind)))), 8);
     }
+    int8_t bytes[PACK_COLS];
+    put_bytes(out->high, high);
+    put_bytes(bytes, low);
+    memcpy(out->low, bytes, sizeof out->low);
+    int32_t total = sum_of(sum);
+    out->scale = scale;
+    out->sum = (float)(total * (1 << shift));
+    out->unbias = total * (kind == PACK_PAIRS_16 ? -8 : -16);
+    out->shift = shift;
+}
+
+static void x_row(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step)
+{
+    pack_x_row((pack_x_ops){largest_of, words_of, pairs_of}, x, n_cols, kind, out, step);
 }
 
 void kern_fill_avx2_pack(kern_table *t)
 {
     kern_fill_avx2_pack_few(t);
-    t->pack_x = pack_x_row;
+    t->pack_x = x_row;
     t->pack_dot[QUANT_Q8_0] = dot_q8_0;
     t->pack_dot[QUANT_Q4_0] = dot_q4_0;
     t->pack_dot[QUANT_Q4_1] = dot_q4_1;

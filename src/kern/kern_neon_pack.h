@@ -121,12 +121,12 @@ KERN_INLINE int32x4_t neon_add_four(int32x4_t sum, const int8x16_t *w, const int
     return vdotq_laneq_s32(sum, w[3], x, 3);
 }
 
-/* The sum over quads [from, from + n) of u * v, n 4 or 8. */
-KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const neon_quads *w, const int8_t *v, const int from, const int n)
+/* The sum over n quads of u * v, n 4 or 8. */
+KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const int8x16_t *w, const int8_t *v, const int n)
 {
     (void)type;
-    int32x4_t sum = neon_add_four(vdupq_n_s32(0), w->q + from, v + 4 * from);
-    return n > 4 ? neon_add_four(sum, w->q + from + 4, v + 4 * from + 16) : sum;
+    int32x4_t sum = neon_add_four(vdupq_n_s32(0), w, v);
+    return n > 4 ? neon_add_four(sum, w + 4, v + 16) : sum;
 }
 #else
 KERN_INLINE int8x8_t neon_four_at(const int8_t *p)
@@ -134,45 +134,58 @@ KERN_INLINE int8x8_t neon_four_at(const int8_t *p)
     return vreinterpret_s8_u8(neon_four_bytes_at(p));
 }
 
-/* The sum over quads [from, from + n) of u * v.  Sums of 16 bits do not overflow: at most 8 * 31 * 128, 4 * 63 * 128 for Q6_K's half blocks; products of eight-bit
+/* The sum over n quads of u * v.  Sums of 16 bits do not overflow: at most 8 * 31 * 128, 4 * 63 * 128 for Q6_K's half blocks; products of eight-bit
  * weights are widened one by one. */
-KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const neon_quads *w, const int8_t *v, const int from, const int n)
+KERN_INLINE int32x4_t neon_sum_plane(uint32_t type, const int8x16_t *w, const int8_t *v, const int n)
 {
     if (type == QUANT_Q8_0) {
         int32x4_t low = vdupq_n_s32(0), high = low;
-        KERN_UNROLL for (int q = from; q < from + n; q++) {
+        KERN_UNROLL for (int q = 0; q < n; q++) {
             int8x8_t x = neon_four_at(v + 4 * q);
-            low = vpadalq_s16(low, vmull_s8(vget_low_s8(w->q[q]), x));
-            high = vpadalq_s16(high, vmull_s8(vget_high_s8(w->q[q]), x));
+            low = vpadalq_s16(low, vmull_s8(vget_low_s8(w[q]), x));
+            high = vpadalq_s16(high, vmull_s8(vget_high_s8(w[q]), x));
         }
         return vpaddq_s32(low, high);
     }
     int16x8_t low = vdupq_n_s16(0), high = low;
-    KERN_UNROLL for (int q = from; q < from + n; q++) {
+    KERN_UNROLL for (int q = 0; q < n; q++) {
         int8x8_t x = neon_four_at(v + 4 * q);
-        low = vmlal_s8(low, vget_low_s8(w->q[q]), x);
-        high = vmlal_s8(high, vget_high_s8(w->q[q]), x);
+        low = vmlal_s8(low, vget_low_s8(w[q]), x);
+        high = vmlal_s8(high, vget_high_s8(w[q]), x);
     }
     return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
 }
 #endif
 
-/* unbias is -128 times the sum of v. */
-KERN_INLINE float32x4_t neon_sum_quads(uint32_t type, const neon_quads *w, const pack_x *x, const int from, const int n, const bool fine, int32_t unbias)
+/* Of quads [from, from + n); unbias is -128 times the sum of v. */
+KERN_INLINE float32x4_t neon_words_sum(uint32_t type, const neon_quads *w, const pack_words *x, const int from, const int n, int32_t unbias)
 {
-    int32x4_t sum = neon_sum_plane(type, w, x->hi, from, n);
-    if (fine) sum = vaddq_s32(vshlq_n_s32(sum, 8), neon_sum_plane(type, w, x->lo, from, n));
-    if (type != QUANT_Q8_0 && pack_bias_bits(type)) sum = vaddq_s32(sum, vdupq_n_s32(unbias / (1 << (7 - pack_bias_bits(type)))));
+    int32x4_t sum = vshlq_n_s32(neon_sum_plane(type, w->q + from, x->high + 4 * from, n), 8);
+    sum = vaddq_s32(sum, neon_sum_plane(type, w->q + from, x->low + 4 * from, n));
+    if (type != QUANT_Q8_0) sum = vaddq_s32(sum, vdupq_n_s32(unbias / (1 << (7 - pack_bias_bits(type)))));
     return vcvtq_f32_s32(sum);
 }
 
-KERN_INLINE float32x4_t neon_add_block(uint32_t type, const neon_quads *w, const neon_scales *c, const pack_x *x, const bool fine, float32x4_t s)
+/* Pairs of weights in one byte would not fit a signed one: each half goes by itself. */
+KERN_INLINE float32x4_t neon_pairs_sum(uint32_t type, const neon_quads *w, const pack_pairs *x)
 {
-    if (type == QUANT_Q6_K) {
-        s = vfmaq_f32(s, neon_sum_quads(type, w, x, 0, 4, fine, x->unbias_first), c->d);
-        return vfmaq_f32(s, neon_sum_quads(type, w, x, 4, 4, fine, x->unbias - x->unbias_first), c->d2);
+    int32x4_t sum = vshlq_n_s32(neon_sum_plane(type, w->q, x->high, 8), 8);
+    sum = vaddq_s32(sum, neon_sum_plane(type, w->q, x->low, 4));
+    sum = vmlaq_n_s32(sum, neon_sum_plane(type, w->q + 4, x->low, 4), pack_ratio(pack_kind_of(type)));
+    if (pack_bias_bits(type)) sum = vaddq_s32(sum, vdupq_n_s32(x->unbias));
+    return vcvtq_f32_s32(vshlq_s32(sum, vdupq_n_s32(x->shift)));
+}
+
+KERN_INLINE float32x4_t neon_add_block(uint32_t type, const neon_quads *w, const neon_scales *c, const uint8_t *at, float32x4_t s)
+{
+    if (pack_kind_of(type) == PACK_WORDS) {
+        const pack_words *x = (const pack_words *)(const void *)at;
+        if (type != QUANT_Q6_K) return vfmaq_f32(s, neon_words_sum(type, w, x, 0, 8, x->unbias), c->d);
+        s = vfmaq_f32(s, neon_words_sum(type, w, x, 0, 4, x->unbias_first), c->d);
+        return vfmaq_f32(s, neon_words_sum(type, w, x, 4, 4, x->unbias - x->unbias_first), c->d2);
     }
-    s = vfmaq_f32(s, neon_sum_quads(type, w, x, 0, 8, fine, x->unbias), c->d);
+    const pack_pairs *x = (const pack_pairs *)(const void *)at;
+    s = vfmaq_f32(s, neon_pairs_sum(type, w, x), c->d);
     return pack_has_minima(type) ? vfmaq_n_f32(s, c->m, x->sum) : s;
 }
 
@@ -185,9 +198,9 @@ typedef struct neon_group {
 } neon_group;
 
 /* Rows are a plain loop: a block's part of a row is 16 products of vectors and more, beside which the load and the store of its sums are nothing. */
-KERN_INLINE void neon_group_rows(uint32_t type, const neon_group *g, const bool fine)
+KERN_INLINE void neon_group_rows(uint32_t type, const neon_group *g)
 {
-    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = fine ? PACK_X_FINE : PACK_X_COARSE, n_rows = g->n_rows;
+    const size_t quad_bytes = pack_quad_bytes(type), x_bytes = pack_x_bytes(pack_kind_of(type)), n_rows = g->n_rows;
     size_t n_blocks = g->a->n_cols / PACK_COLS;
     const uint8_t *p = g->panel, *scales_at = p + n_blocks * quad_bytes, *x = g->x;
     float y[8][PACK_ROWS] = {{0}}, s[8][PACK_ROWS] = {{0}};
@@ -198,12 +211,13 @@ KERN_INLINE void neon_group_rows(uint32_t type, const neon_group *g, const bool 
             neon_scales c = neon_load_scales(type, scales_at, b, part);
             for (size_t r = 0; r < n_rows; r++) {
                 float *to = s[r] + 4 * part;
-                vst1q_f32(to, neon_add_block(type, &w, &c, (const pack_x *)(const void *)(x + r * x_bytes), fine, vld1q_f32(to)));
+                vst1q_f32(to, neon_add_block(type, &w, &c, x + r * x_bytes, vld1q_f32(to)));
             }
         }
         if (b % PACK_SUPER < PACK_SUPER - 1 && b + 1 < n_blocks) continue;
         for (size_t r = 0; r < n_rows; r++) {
-            float scale = ((const pack_x *)(const void *)(x + r * x_bytes))->scale;
+            float scale; /* in front of both kinds */
+            memcpy(&scale, x + r * x_bytes, sizeof scale);
             for (size_t i = 0; i < PACK_ROWS; i += 4) vst1q_f32(y[r] + i, vfmaq_n_f32(vld1q_f32(y[r] + i), vld1q_f32(s[r] + i), scale));
             memset(s[r], 0, sizeof s[r]);
         }
@@ -211,25 +225,24 @@ KERN_INLINE void neon_group_rows(uint32_t type, const neon_group *g, const bool 
     for (size_t r = 0; r < n_rows; r++) memcpy(g->y + r * g->a->y_stride, y[r], g->n_out * sizeof(float));
 }
 
-KERN_INLINE void neon_dot(uint32_t type, const kern_pack_args *a, const bool fine)
+KERN_INLINE void neon_dot(uint32_t type, const kern_pack_args *a)
 {
-    size_t row_bytes = a->n_cols / PACK_COLS * (fine ? PACK_X_FINE : PACK_X_COARSE);
+    size_t row_bytes = a->n_cols / PACK_COLS * pack_x_bytes(pack_kind_of(type));
     for (size_t p = 0; p * PACK_ROWS < a->n_out; p++) {
         for (size_t row = 0, n; row < a->n_rows; row += n) {
             n = pack_group_rows(row, a->n_rows);
             neon_group g = {.a = a, .panel = (const uint8_t *)a->panel + p * a->panel_bytes, .x = (const uint8_t *)a->x + row * row_bytes, .n_rows = n};
             g.y = a->y + row * a->y_stride + p * PACK_ROWS;
             g.n_out = kern_min_size(a->n_out - p * PACK_ROWS, PACK_ROWS);
-            neon_group_rows(type, &g, fine);
+            neon_group_rows(type, &g);
         }
     }
 }
 
-#define NEON_PACK_DOT(name, type)               \
-    static void name(const kern_pack_args *a)   \
-    {                                           \
-        if (a->fine) neon_dot(type, a, true);   \
-        else neon_dot(type, a, false);          \
+#define NEON_PACK_DOT(name, type)             \
+    static void name(const kern_pack_args *a) \
+    {                                         \
+        neon_dot(type, a);                    \
     }
 NEON_PACK_DOT(neon_dot_q8_0, QUANT_Q8_0)
 NEON_PACK_DOT(neon_dot_q4_0, QUANT_Q4_0)

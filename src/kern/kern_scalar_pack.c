@@ -60,30 +60,35 @@ static void load_scales(uint32_t type, const uint8_t *p, size_t b, scales *s)
     }
 }
 
-/* out[r] = sum over columns [from, to) of (u - bias) * v; unbias is -128 times their sum of v. */
-static void sum_columns(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const int16_t *v, int from, int to, int32_t unbias, float *out)
+/* out[r] = sum over columns [from, to) of (u - bias) * v; unbias is their sum of v times minus the bias. */
+static void sum_columns(int16_t u[PACK_COLS][PACK_ROWS], const int32_t *v, int from, int to, int32_t unbias, int32_t *out)
 {
-    int32_t sum[PACK_ROWS] = {0};
+    for (int r = 0; r < PACK_ROWS; r++) out[r] = unbias;
     for (int k = from; k < to; k++)
-        for (int r = 0; r < PACK_ROWS; r++) sum[r] += u[k][r] * v[k];
-    unbias = pack_bias_bits(type) ? unbias / (1 << (7 - pack_bias_bits(type))) : 0;
-    for (int r = 0; r < PACK_ROWS; r++) out[r] = (float)(sum[r] + unbias);
+        for (int r = 0; r < PACK_ROWS; r++) out[r] += u[k][r] * v[k];
 }
 
-static void add_block(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scales *c, const pack_x *x, bool fine, float *s)
+static void add_words(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scales *c, const pack_words *x, float *s)
 {
-    int16_t v[PACK_COLS];
-    float sum[PACK_ROWS];
-    for (int k = 0; k < PACK_COLS; k++) v[k] = (int16_t)(fine ? 256 * x->hi[k] + x->lo[k] : x->hi[k]);
+    int32_t v[PACK_COLS], sum[PACK_ROWS], part = 1 << (7 - pack_bias_bits(type));
+    for (int k = 0; k < PACK_COLS; k++) v[k] = 256 * x->high[k] + x->low[k];
     if (type == QUANT_Q6_K) {
-        sum_columns(type, u, v, 0, PACK_COLS / 2, x->unbias_first, sum);
-        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d[r], s[r]);
-        sum_columns(type, u, v, PACK_COLS / 2, PACK_COLS, x->unbias - x->unbias_first, sum);
-        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d2[r], s[r]);
+        sum_columns(u, v, 0, PACK_COLS / 2, x->unbias_first / part, sum);
+        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf((float)sum[r], c->d[r], s[r]);
+        sum_columns(u, v, PACK_COLS / 2, PACK_COLS, (x->unbias - x->unbias_first) / part, sum);
+        for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf((float)sum[r], c->d2[r], s[r]);
         return;
     }
-    sum_columns(type, u, v, 0, PACK_COLS, x->unbias, sum);
-    for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(sum[r], c->d[r], s[r]);
+    sum_columns(u, v, 0, PACK_COLS, x->unbias / part, sum);
+    for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf((float)sum[r], c->d[r], s[r]);
+}
+
+static void add_pairs(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scales *c, const pack_pairs *x, float *s)
+{
+    int32_t v[PACK_COLS], sum[PACK_ROWS];
+    for (int k = 0; k < PACK_COLS; k++) v[k] = 256 * x->high[k] + (k < PACK_COLS / 2 ? 1 : pack_ratio(pack_kind_of(type))) * x->low[k % (PACK_COLS / 2)];
+    sum_columns(u, v, 0, PACK_COLS, pack_bias_bits(type) ? x->unbias : 0, sum);
+    for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf((float)(sum[r] * (1 << x->shift)), c->d[r], s[r]);
     if (!pack_has_minima(type)) return;
     for (int r = 0; r < PACK_ROWS; r++) s[r] = fmaf(c->m[r], x->sum, s[r]);
 }
@@ -91,7 +96,7 @@ static void add_block(uint32_t type, int16_t u[PACK_COLS][PACK_ROWS], const scal
 /* One panel times a group of rows. */
 static void panel_rows(uint32_t type, const kern_pack_args *a, const uint8_t *p, const uint8_t *x, size_t n_rows, float *out, size_t n_out)
 {
-    size_t n_blocks = a->n_cols / PACK_COLS, quad_bytes = pack_quad_bytes(type), x_bytes = a->fine ? PACK_X_FINE : PACK_X_COARSE;
+    size_t n_blocks = a->n_cols / PACK_COLS, quad_bytes = pack_quad_bytes(type), x_bytes = pack_x_bytes(pack_kind_of(type));
     float y[8][PACK_ROWS] = {{0}}, s[8][PACK_ROWS] = {{0}};
     for (size_t b = 0; b < n_blocks; b++) {
         int16_t u[PACK_COLS][PACK_ROWS];
@@ -99,10 +104,12 @@ static void panel_rows(uint32_t type, const kern_pack_args *a, const uint8_t *p,
         load_columns(type, p + b * quad_bytes, u);
         load_scales(type, p + n_blocks * quad_bytes, b, &c);
         for (size_t r = 0; r < n_rows; r++, x += x_bytes) {
-            const pack_x *v = (const pack_x *)(const void *)x;
-            add_block(type, u, &c, v, a->fine, s[r]);
+            float scale; /* in front of both kinds */
+            memcpy(&scale, x, sizeof scale);
+            if (pack_kind_of(type) == PACK_WORDS) add_words(type, u, &c, (const pack_words *)(const void *)x, s[r]);
+            else add_pairs(type, u, &c, (const pack_pairs *)(const void *)x, s[r]);
             if (b % PACK_SUPER < PACK_SUPER - 1 && b + 1 < n_blocks) continue;
-            for (int i = 0; i < PACK_ROWS; i++) y[r][i] = fmaf(s[r][i], v->scale, y[r][i]);
+            for (int i = 0; i < PACK_ROWS; i++) y[r][i] = fmaf(s[r][i], scale, y[r][i]);
             memset(s[r], 0, sizeof s[r]);
         }
     }
@@ -111,7 +118,7 @@ static void panel_rows(uint32_t type, const kern_pack_args *a, const uint8_t *p,
 
 static void dot(uint32_t type, const kern_pack_args *a)
 {
-    size_t row_bytes = a->n_cols / PACK_COLS * (a->fine ? PACK_X_FINE : PACK_X_COARSE);
+    size_t row_bytes = a->n_cols / PACK_COLS * pack_x_bytes(pack_kind_of(type));
     for (size_t row = 0, n; row < a->n_rows; row += n) {
         n = pack_group_rows(row, a->n_rows);
         for (size_t j = 0; j < a->n_out; j += PACK_ROWS) {
@@ -142,17 +149,20 @@ static int32_t nearest(float v)
     return (int32_t)(v + rounder - rounder);
 }
 
-static void quantise_block(const float *x, float scale, float inverse, bool fine, pack_x *out)
+/* The upper byte of v, so that the lower one is signed.  (An arithmetic shift, as every compiler makes it.) */
+static int32_t upper(int32_t v)
+{
+    return (v + 128) >> 8;
+}
+
+static void words_of(const float *x, float scale, float inverse, pack_words *out)
 {
     int32_t sum[2] = {0, 0};
     for (int k = 0; k < PACK_COLS; k++) {
-        int32_t v = nearest(x[k] * inverse), high = v;
+        int32_t v = nearest(x[k] * inverse);
         sum[k / 16] += v;
-        if (fine) {
-            high = (v + 128) >> 8; /* an arithmetic shift, as every compiler makes it */
-            out->lo[k] = (int8_t)(v - high * 256);
-        }
-        out->hi[k] = (int8_t)high;
+        out->high[k] = (int8_t)upper(v);
+        out->low[k] = (int8_t)(v - upper(v) * 256);
     }
     out->scale = scale;
     out->sum = (float)(sum[0] + sum[1]);
@@ -160,11 +170,29 @@ static void quantise_block(const float *x, float scale, float inverse, bool fine
     out->unbias_first = -128 * sum[0];
 }
 
-/* The largest size of n floats, or infinity when one of them is no finite number. */
-static float largest_of(const float *x, size_t n)
+static void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out)
+{
+    const pack_lattice l = pack_lattice_of(kind);
+    int32_t sum = 0, ratio = pack_ratio(kind);
+    for (int k = 0; k < PACK_COLS / 2; k++) {
+        float y0 = x[k] * inverse, y1 = x[k + 16] * inverse, n = (float)nearest((l.ratio * y0 - y1) * (1.0f / 256));
+        float r0 = y0 - n * l.across[0], r1 = y1 - n * l.across[1], m = (float)nearest((r0 + l.ratio * r1) * l.along);
+        int32_t v0 = (int32_t)(n * l.across[0] + m), v1 = (int32_t)(n * l.across[1] + m * l.ratio), low = v0 - upper(v0) * 256;
+        out->high[k] = (int8_t)upper(v0);
+        out->high[k + 16] = (int8_t)((v1 - ratio * low) / 256);
+        out->low[k] = (int8_t)low;
+        sum += v0 + v1;
+    }
+    out->scale = scale;
+    out->sum = (float)(sum * (1 << shift));
+    out->unbias = sum * (ratio == 16 ? -8 : -16);
+    out->shift = shift;
+}
+
+static float largest_of(const float *x)
 {
     float most = 0;
-    for (size_t k = 0; k < n; k++) {
+    for (size_t k = 0; k < PACK_COLS; k++) {
         float size = fabsf(x[k]);
         if (!(size <= FLT_MAX)) return INFINITY;
         most = size > most ? size : most;
@@ -172,22 +200,14 @@ static float largest_of(const float *x, size_t n)
     return most;
 }
 
-static void pack_x_row(const float *x, size_t n_cols, bool fine, void *out, size_t step)
+static void x_row(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step)
 {
-    uint8_t *to = out;
-    for (size_t left = n_cols / PACK_COLS; left;) {
-        size_t n = kern_min_size(left, PACK_SUPER);
-        float most = largest_of(x, n * PACK_COLS), scale = pack_x_scale(most, fine), inverse = pack_x_inverse(most, fine);
-        for (left -= n; n; n--, x += PACK_COLS, to += step) {
-            if (most > FLT_MAX) pack_x_broken((pack_x *)(void *)to, fine);
-            else quantise_block(x, scale, inverse, fine, (pack_x *)(void *)to);
-        }
-    }
+    pack_x_row((pack_x_ops){largest_of, words_of, pairs_of}, x, n_cols, kind, out, step);
 }
 
 void kern_fill_scalar_pack(kern_table *t)
 {
-    t->pack_x = pack_x_row;
+    t->pack_x = x_row;
     t->pack_dot[QUANT_Q8_0] = dot_q8_0;
     t->pack_dot[QUANT_Q4_0] = dot_q4_0;
     t->pack_dot[QUANT_Q4_1] = dot_q4_1;

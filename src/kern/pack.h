@@ -16,11 +16,21 @@
  * So a panel takes the bytes that its rows take in the file (zero rows and rounding to 64 bytes aside), every load is aligned, and both runs are
  * read front to back.
  *
- * Activations.  Each block of a row is x = scale * v with an integer v: coarse, 8 bits, scale = the largest |x| / 127; or fine, 16 bits,
- * v = 256 hi + lo, scale = the largest |x| / 32512; the largest of PACK_SUPER blocks, which share their scale (fewer at the end of a row).  Either way the sum over a
- * block is an exact integer, whatever unit computes it:
+ * Activations.  A block of a row is x = scale * 2^shift * v with integers v; PACK_SUPER blocks (fewer at the end of a row) share their scale.  There are two kinds.
  *
- *   s = sum over PACK_SUPER blocks, ascending, in f32, from 0: s = fma((float)(sum of (u - bias) * v), d, s), then, with minima, s = fma(m, (float)(sum of v), s)
+ *   words   for weights of 6 and 8 bits: v is any integer of 16 bits, 256 high + low; scale = the largest |x| / 32512, shift = 0
+ *   pairs   for weights of 4 and 5 bits: columns k and k + 16 share a low byte, v[k] = 256 high[k] + low[k], v[k + 16] = 256 high[k + 16] + ratio * low[k]; scale = the
+ *           largest |x| / 30400 / 64, 2^shift = 64 down to 1, as small as the block's own largest |x| allows
+ *
+ * What pairs are for: with u for weights, the sum over a block is 256 * sum of (u * high) + sum of ((u[k] + ratio * u[k + 16]) * low[k]), three products of bytes for two
+ * columns in place of four, as long as u[k] + ratio * u[k + 16] is a byte: ratio is 16 for weights of 4 bits, whose nibbles lie in a byte just so, and 7 for those of 5.
+ * Their v are a lattice, 256 points in a square of 256 by 256.  Its rows are 16 apart for the ratio 16, which makes an activation one of 12 bits, and 36 for the ratio 7,
+ * where only v[k] is rounded to such steps and v[k + 16] to a fifth of them.  The shift gives back what a common scale takes from small blocks.
+ *
+ * Either way the sum over a block is an exact integer, whatever unit computes it:
+ *
+ *   s = sum over PACK_SUPER blocks, ascending, in f32, from 0: s = fma((float)(sum of (u - bias) * v) * 2^shift, d, s), then, with minima,
+ *       s = fma(m, (float)(sum of v) * 2^shift, s)
  *   y = sum over these, ascending, in f32, from 0: y = fma(s, scale, y)
  *
  * with d, m as dequantisation has them (quant.h), so d * sc and -(dmin * mn) for the types with super-blocks, and half blocks for Q6_K.
@@ -32,39 +42,112 @@
 #include <math.h>
 #include <string.h>
 
-#include "quant.h"
+#include "kern.h"
 
 enum { PACK_ROWS = 16, PACK_COLS = 32, PACK_SUPER = 8 /* blocks that share a d in the types with super-blocks */ };
 
-/* One block of one row of activations; without lo (PACK_X_COARSE bytes) or with it. */
-typedef struct pack_x {
+/* One block of one row of activations. */
+typedef struct pack_words {
     float scale;
     float sum;                    /* of v */
     int32_t unbias, unbias_first; /* -128 times the sum of v: over the block, and over its first half */
-    int8_t hi[PACK_COLS];
-    int8_t lo[PACK_COLS];
-} pack_x;
-enum { PACK_X_FINE = sizeof(pack_x), PACK_X_COARSE = sizeof(pack_x) - PACK_COLS };
+    int8_t high[PACK_COLS];
+    int8_t low[PACK_COLS];
+} pack_words;
 
-/* Below this the largest |x| counts as 0: its reciprocal times 32512 would not be finite. */
+typedef struct pack_pairs {
+    float scale;
+    float sum;      /* of v, times 2^shift */
+    int32_t unbias; /* the sum of v times -8 (ratio 16: Q4_0) or -16 (ratio 7: Q5_0) */
+    int32_t shift;
+    int8_t high[PACK_COLS];
+    int8_t low[PACK_COLS / 2];
+} pack_pairs;
+
+static inline pack_kind pack_kind_of(uint32_t type)
+{
+    switch (type) {
+    case QUANT_Q4_0:
+    case QUANT_Q4_1:
+    case QUANT_Q4_K: return PACK_PAIRS_16;
+    case QUANT_Q5_0:
+    case QUANT_Q5_1:
+    case QUANT_Q5_K: return PACK_PAIRS_7;
+    default: return PACK_WORDS;
+    }
+}
+
+static inline int pack_ratio(pack_kind kind)
+{
+    return kind == PACK_PAIRS_16 ? 16 : 7;
+}
+
+/* Bytes of a block of a row. */
+static inline size_t pack_x_bytes(pack_kind kind)
+{
+    return kind == PACK_WORDS ? sizeof(pack_words) : sizeof(pack_pairs);
+}
+
+/* How a pair y, in steps of 1, is rounded to the lattice: n = nearest((ratio * y0 - y1) / 256), then m = nearest((r0 + ratio * r1) * along) of what n * across leaves,
+ * so v = n * across + m * (1, ratio).  (Babai 1986: the nearest plane, then the nearest point on it.) */
+typedef struct pack_lattice {
+    float ratio, across[2], along;
+} pack_lattice;
+
+static inline pack_lattice pack_lattice_of(pack_kind kind)
+{
+    return kind == PACK_PAIRS_16 ? (pack_lattice){16, {16, 0}, 1.0f / 257} : (pack_lattice){7, {36, -4}, 1.0f / 50};
+}
+
+enum { PACK_MAX_SHIFT = 6 };
+
+/* Below this the largest |x| counts as 0: its reciprocal times 32512, or 30400 * 64, would not be finite. */
 #define PACK_LEAST 1e-30f
 
-/* The scale of blocks whose largest |x| is most, and what x is multiplied by before it is rounded; both finite when most is. */
-static inline float pack_x_scale(float most, bool fine)
+/* Turns one row into blocks of a kind, step bytes apart, by the functions of an ISA.  largest: of PACK_COLS sizes |x|, or infinity when one of them is no finite number.
+ * words, pairs: one block, whose x are multiplied by inverse before they are rounded. */
+typedef struct pack_x_ops {
+    float (*largest)(const float *x);
+    void (*words)(const float *x, float scale, float inverse, pack_words *out);
+    void (*pairs)(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out);
+} pack_x_ops;
+
+/* How many times the largest size of a block can be doubled without exceeding that of all, at most PACK_MAX_SHIFT: the difference of their exponents, one less when the
+ * block's mantissa is the larger one. */
+static inline int32_t pack_doublings(float most, float block)
 {
-    return most > PACK_LEAST ? most / (fine ? 32512.0f : 127.0f) : 0.0f;
+    int32_t a, b;
+    memcpy(&a, &most, sizeof a);
+    memcpy(&b, &block, sizeof b);
+    int32_t n = (a - b) >> 23;
+    return n < PACK_MAX_SHIFT ? n : PACK_MAX_SHIFT;
 }
 
-static inline float pack_x_inverse(float most, bool fine)
+static inline void pack_x_row(const pack_x_ops ops, const float *x, size_t n_cols, pack_kind kind, uint8_t *to, size_t step)
 {
-    return most > PACK_LEAST ? (fine ? 32512.0f : 127.0f) / most : 0.0f;
-}
-
-/* What blocks with an infinity or a NaN among them become: NaN in every product. */
-static inline void pack_x_broken(pack_x *x, bool fine)
-{
-    memset(x, 0, fine ? PACK_X_FINE : PACK_X_COARSE);
-    x->scale = NAN;
+    for (size_t left = n_cols / PACK_COLS; left;) {
+        size_t n = left < PACK_SUPER ? left : PACK_SUPER;
+        float largest[PACK_SUPER], most = 0;
+        for (size_t b = 0; b < n; b++) {
+            largest[b] = ops.largest(x + b * PACK_COLS);
+            most = largest[b] > most ? largest[b] : most;
+        }
+        const float steps = kind == PACK_WORDS ? 32512.0f : 30400.0f;
+        float scale = most > PACK_LEAST ? most / steps : 0, inverse = most > PACK_LEAST ? steps / most : 0;
+        if (kind != PACK_WORDS) scale *= 1.0f / (1 << PACK_MAX_SHIFT);
+        for (size_t b = 0; b < n; b++, x += PACK_COLS, to += step) {
+            if (isinf(most)) {
+                memset(to, 0, pack_x_bytes(kind));
+                memcpy(to, &(float){NAN}, sizeof(float)); /* the scale: NaN in every product */
+            } else if (kind == PACK_WORDS) {
+                ops.words(x, scale, inverse, (pack_words *)(void *)to);
+            } else {
+                int32_t n_doubled = pack_doublings(most, largest[b]);
+                ops.pairs(x, kind, scale, inverse * (float)(1 << n_doubled), PACK_MAX_SHIFT - n_doubled, (pack_pairs *)(void *)to);
+            }
+        }
+        left -= n;
+    }
 }
 
 /* Rows of the group that starts at row. */
