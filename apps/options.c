@@ -134,7 +134,7 @@ static const option table[] = {
     {CMD_EVAL, group_context, 'c', "ctx-size", "N,...", WHOLES(lengths, 4, 1 << 30), "512 for ppl, otherwise 4096; kv and multiturn: as needed",
      "ppl, kld: tokens of a chunk, the length at which the text is evaluated. ruler, passkey, niah: tokens of prompt and answer, one or several lengths. kv, multiturn: positions that the context holds."},
     {CMD_EVAL, group_context, 0, "chunks", "N", WHOLE(chunks, -1, 1 << 30), NULL, "Chunks to evaluate; -1: all that the text gives."},
-    {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", OPTION_POLICY, AT(kv_policy), 0, 0, spw_kv_policies, NULL, NULL,
+    {GENERATING | CMD_BENCH, group_context, 0, "kv-policy", "NAME", OPTION_POLICY, AT(kv_policy), 0, 0, spw_kv_policies, NULL, "adaptive; bench: full",
      "What a generated token attends to beside the first --kv-sink and the newest --kv-window positions. full: everything. window: nothing else. adaptive: single positions that an index of low-bit key codes "
      "finds. quest: blocks, by the bounds of their keys. hgca: what had attention when it left the window. oracle: what has the most attention; for measuring, it reads everything to find out. "
      "Several by layer: adaptive,0-1=full."},
@@ -224,7 +224,7 @@ static options options_defaults(void)
         .predict = -1, .chunks = -1, .eval_tokens = 512, .n_keys = 96, .n_turns = 4, .depths = 11, .seed = -1, .batch = 512, .repetitions = 5, .output = "md", .cache_k = "f16", .cache_v = "f16",
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
-        .kv_policy = session.kv_policy ? session.kv_policy : "full", .kv_sink = session.kv_sink, .kv_window = session.kv_window,
+        .kv_sink = session.kv_sink, .kv_window = session.kv_window,
         .sparse_min_ctx = (int64_t)session.sparse_min_ctx, .kv_budget = session.kv_budget, .kv_beta = session.kv_beta, .kv_rule = "flat",
     };
 }
@@ -501,6 +501,7 @@ parse_result options_parse(options *o, const command *c, int argc, char **argv)
             return PARSE_BAD;
         }
     }
+    if (!o->kv_policy) o->kv_policy = c->bit == CMD_BENCH ? "full" : spw_session_default_params().kv_policy;
     o->kv_type = strcmp(o->cache_k, "f32") == 0 ? SPW_KV_F32 : strcmp(o->cache_k, "q8_0") == 0 ? SPW_KV_Q8 : SPW_KV_F16;
     return check_together(o, c) ? PARSE_OK : PARSE_BAD;
 }

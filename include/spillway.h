@@ -251,7 +251,7 @@ typedef enum spw_kv_rule {
 
 typedef struct spw_session_params {
     uint64_t n_ctx;        /* positions at most; 0: the trained context.  Reserves address space, not memory */
-    const char *kv_policy; /* a name of spw_kv_policies; "full" when NULL.  Or several by layer: "adaptive,0-1=full" */
+    const char *kv_policy; /* a name of spw_kv_policies; "adaptive" when NULL.  Or several by layer: "adaptive,0-1=full" */
     uint32_t kv_sink;      /* first positions that are always attended; default 64 */
     uint32_t kv_window;    /* newest positions that are always attended, at least 1; default 256 */
     double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default */

@@ -333,7 +333,7 @@ def test_text_stream_and_statistics():
     code, out, err = spillway("run", "-m", story(), "--temp", 0, "-n", 16, "-p", "Once upon a time", "--chat-template", "none")
     equal((code, out.decode()), (0, r["text"]))
     equal(len(err.splitlines()), 1, "lines on standard error")
-    has(err, f"prompt {r['n_prompt']} tokens in", "generated 16 in", "tok/s", "kv ", "policy full")
+    has(err, f"prompt {r['n_prompt']} tokens in", "generated 16 in", "tok/s", "kv ", "policy adaptive")
 
 
 def test_json_object():
@@ -343,7 +343,7 @@ def test_json_object():
         equal(isinstance(r[k], kind), True, k)
     equal((r["n_generated"], len(r["tokens"]), r["stop"], r["threads"], r["model"]), (16, 16, "length", 1, story()))
     equal(bool(re.fullmatch("[0-9a-f]{16}", r["logits_hash"])), True, r["logits_hash"])
-    equal(r["kv"]["policy"], "full")
+    equal(r["kv"]["policy"], "adaptive")
     equal(r["kv"]["share_read"], 1)
     equal(r["kv"]["positions"], r["n_prompt"] + 15, "the last token is not evaluated in vain")
     for k in ("prompt_ms", "prompt_per_second", "predicted_ms", "predicted_per_second"):

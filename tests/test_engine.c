@@ -347,6 +347,7 @@ static void test_window_policy(void)
     /* One past, two policies: a fork of the windowed session that attends to everything is exact again. */
     spw_session *f = NULL;
     spw_session_params p = spw_session_default_params();
+    p.kv_policy = "full";
     CHECK_OK(spw_session_truncate(s, 620, &err), err);
     CHECK_OK(spw_session_fork(&f, s, &p, &err), err);
     CHECK_OK(spw_session_decode(f, tokens[620], &err), err);

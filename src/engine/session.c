@@ -7,7 +7,7 @@
 
 spw_session_params spw_session_default_params(void)
 {
-    return (spw_session_params){.kv_policy = "full", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_beta = 1, .sparse_min_ctx = 2048};
+    return (spw_session_params){.kv_policy = "adaptive", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_beta = 1, .sparse_min_ctx = 2048};
 }
 
 /* A session without timeline and policy: what create and fork share. */
@@ -49,7 +49,7 @@ static spw_status start_policies(spw_session *s, const spw_session_params *p, sp
     policy_params pp = {.n_layer = e->model->hp.n_layer, .n_head_kv = e->n_head_kv, .group = e->group, .dim = e->dim, .sink = p->kv_sink, .window = p->kv_window,
                         .min_ctx = p->sparse_min_ctx, .budget = p->kv_budget, .block = p->kv_block, .rule = rules[p->kv_rule], .threshold = p->kv_threshold,
                         .error = p->kv_error, .beta = p->kv_beta};
-    return policy_layers_init(&s->policies, p->kv_policy ? p->kv_policy : "full", &pp, err);
+    return policy_layers_init(&s->policies, p->kv_policy ? p->kv_policy : "adaptive", &pp, err);
 }
 
 spw_status spw_session_create(spw_session **out, spw_engine *e, const spw_session_params *params, spw_err *err)
