@@ -11,7 +11,7 @@ typedef struct index_lanes {
 
 enum {
     INDEX_HEADS = 4,    /* heads whose sums are in registers at once */
-    INDEX_AHEAD = 6144, /* bytes that are asked for ahead */
+    INDEX_AHEAD = 640,  /* so many positions ahead are asked for into L2 */
 };
 
 /* ---- lanes ------------------------------------------------------------------------------------------ */
@@ -340,7 +340,7 @@ static void ask_ahead(const index_state *s, const index_step *step, size_t page)
 static size_t scan(const kern_index_scan *a)
 {
     index_state s = index_state_begin(a);
-    const size_t ahead = 1 + INDEX_AHEAD / (s.at.mean + a->dim * sizeof(kern_f16)), n_pages = (a->end + a->page_rows - 1) / a->page_rows;
+    const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
     for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
         begin_pages(&s, &w);
         for (size_t i = 0; i < w.n_steps; i++) {

@@ -14,7 +14,8 @@ typedef __m512 index_lanes;
 
 enum {
     INDEX_HEADS = 8,         /* heads whose sums are in registers at once */
-    INDEX_AHEAD = 6144,      /* bytes that are asked for ahead */
+    INDEX_AHEAD = 640,       /* so many positions ahead are asked for into L2, */
+    INDEX_NEAR = 1024,       /* and so many bytes ahead into L1 */
 };
 
 /* One chunk of n_bytes <= 3 bytes a position, 64 apart: spread: what a table is asked for.  look: the sum over one head's tables. */
@@ -58,7 +59,10 @@ KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uin
 {
     __m512i v[2 * INDEX_CHUNK];
     index_spread(signs, n_bytes, v);
-    KERN_UNROLL for (int i = 0; i < n_bytes; i++) _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
+    KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
+        _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
+        _mm_prefetch(signs + INDEX_NEAR + i * KERN_INDEX_GROUP, _MM_HINT_T0);
+    }
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         __m512i sum = index_look(v, tables + (size_t)g * table_bytes, n_bytes);
         all[g] = _mm512_add_epi16(all[g], sum);
@@ -302,7 +306,7 @@ static void scan_step(index_state *s, const index_step *step, const uint8_t *lat
 static size_t scan(const kern_index_scan *a)
 {
     index_state s = index_state_begin(a);
-    const size_t ahead = 1 + INDEX_AHEAD / (s.at.mean + a->dim * sizeof(kern_f16)), n_pages = (a->end + a->page_rows - 1) / a->page_rows;
+    const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
     for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
         begin_pages(&s, &w);
         for (size_t i = 0; i < w.n_steps; i++) {

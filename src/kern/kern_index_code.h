@@ -223,14 +223,14 @@ static inline float index_power(int exponent)
     return power;
 }
 
-/* Lets the positions of mask wait for their u, and asks for it.  Their scales are there already. */
+/* Lets the positions of mask wait for their u, and asks for it, into L2.  Their scales are there already. */
 static inline void index_wait(index_state *s, const index_step *step, uint64_t mask)
 {
     const uint8_t *u = step->outer + step->at * KERN_INDEX_GROUP * s->at.row_bytes;
     const uint8_t **to = s->s.waiting_u + s->first_waiting + s->n_waiting;
     for (; mask; mask &= mask - 1) {
         *to = u + (size_t)__builtin_ctzll(mask) * s->at.row_bytes;
-        __builtin_prefetch(*to++);
+        __builtin_prefetch(*to++, 0, 2);
     }
     s->n_waiting = (size_t)(to - s->s.waiting_u) - s->first_waiting;
 }

@@ -1,6 +1,6 @@
 /* measure_index.c - benchmarks of the index of keys: scans of its codes, read from memory, and choosing positions from what they estimate.
  *
- * The memory holds copies of one set of pages, whose keys are random: so a threshold that a fifth of the positions reaches does it everywhere.  Bytes are those of kern_index.h. */
+ * As in the KV store, what is scanned is one stream, and outer planes lie apart.  The memory holds copies of one set of pages, whose keys are random: so a threshold that a fifth of the positions reaches does it everywhere.  Bytes are those of kern_index.h. */
 #include <math.h>
 #include <string.h>
 
@@ -21,8 +21,7 @@ enum {
 #define RECORD_SECONDS 0.6
 
 typedef struct scan_worker {
-    const void *pages[UNIT_PAGES];
-    kern_span parts[UNIT_PAGES];
+    const void *pages[UNIT_PAGES], *outer[UNIT_PAGES];
     uint32_t *ids;
     float *estimates;
     kern_span *rows; /* of kept positions */
@@ -35,11 +34,11 @@ typedef struct scan_job {
     measure_bench *b;
     uint32_t dim, g;
     bool refine;
-    size_t code_bytes, part_bytes, n_units, use; /* part: what is read of a page before second planes */
-    const uint8_t *codes;
+    size_t part_bytes, outer_bytes, n_units, use; /* of a page: what is scanned, its outer plane */
+    const uint8_t *parts, *outer;
     void *query;
     float threshold;
-    size_t *kept; /* bytes of a unit at which second planes of kept positions stand */
+    size_t *kept; /* bytes of a unit's outer planes at which the rows of kept positions stand */
     size_t n_kept;
     scan_worker *workers;
 } scan_job;
@@ -71,24 +70,38 @@ static float random_value(uint64_t *seed)
     return (float)(x & 255) + (float)(x >> 8 & 255) + (float)(x >> 16 & 255) + (float)(x >> 24) - 510;
 }
 
-/* Memory full of codes. */
+/* How many units fit. */
+static size_t count_units(const measure_arena *codes, uint32_t dim)
+{
+    return codes->bytes / (UNIT_PAGES * kern_index_bytes(PAGE_ROWS, dim, 2));
+}
+
+/* Memory full of codes: first what is scanned of all units, then their outer planes. */
 static spw_status make_codes(measure_bench *b, measure_arena *codes, uint32_t dim, spw_err *err)
 {
     uint64_t seed = 1;
-    size_t n = (size_t)PAGE_ROWS * dim, code_bytes = kern_index_bytes(PAGE_ROWS, dim, 2), unit_bytes = UNIT_PAGES * code_bytes;
+    size_t n = (size_t)PAGE_ROWS * dim, both = kern_index_bytes(PAGE_ROWS, dim, 2), one = kern_index_bytes(PAGE_ROWS, dim, 1);
     spw_status s = measure_arena_create(codes, b->arena->bytes / MEMORY_SHARE / HUGE_BYTES * HUGE_BYTES, 0, err);
     if (s) return s;
     float *k = mem_alloc(n * sizeof *k);
-    if (!k) {
-        measure_arena_free(codes);
+    uint8_t *code = mem_alloc(both);
+    if (!k || !code) {
+        mem_free(k), mem_free(code), measure_arena_free(codes);
         return spw_fail(err, SPW_E_NOMEM, "benchmark: out of memory for %d keys", PAGE_ROWS);
     }
+    size_t n_pages = count_units(codes, dim) * UNIT_PAGES;
+    uint8_t *parts = codes->base, *outer = parts + n_pages * one;
     for (size_t p = 0; p < UNIT_PAGES; p++) {
         for (size_t i = 0; i < n; i++) k[i] = random_value(&seed) * 0.01f;
-        b->kern->index_code(k, dim, PAGE_ROWS, dim, 2, codes->base + p * code_bytes);
+        b->kern->index_code(k, dim, PAGE_ROWS, dim, 2, code);
+        memcpy(parts + p * one, code, one);
+        memcpy(outer + p * (both - one), code + one, both - one);
     }
-    for (size_t at = unit_bytes; at + unit_bytes <= codes->bytes; at += unit_bytes) memcpy(codes->base + at, codes->base, unit_bytes);
-    mem_free(k);
+    for (size_t p = UNIT_PAGES; p < n_pages; p += UNIT_PAGES) {
+        memcpy(parts + p * one, parts, UNIT_PAGES * one);
+        memcpy(outer + p * (both - one), outer, UNIT_PAGES * (both - one));
+    }
+    mem_free(k), mem_free(code);
     return SPW_OK;
 }
 
@@ -105,8 +118,11 @@ static bool make_query(const scan_job *j)
 static size_t scan_unit_at(scan_job *j, size_t unit, int worker, float threshold)
 {
     scan_worker *w = &j->workers[worker];
-    for (size_t p = 0; p < UNIT_PAGES; p++) w->pages[p] = j->codes + (unit * UNIT_PAGES + p) * j->code_bytes;
-    return j->b->kern->index_scan(&(kern_index_scan){.query = j->query, .n_q = j->g, .dim = j->dim, .planes = 2, .pages = w->pages, .page_rows = PAGE_ROWS, .end = UNIT_ROWS,
+    for (size_t p = 0; p < UNIT_PAGES; p++) {
+        w->pages[p] = j->parts + (unit * UNIT_PAGES + p) * j->part_bytes;
+        w->outer[p] = j->outer + (unit * UNIT_PAGES + p) * j->outer_bytes;
+    }
+    return j->b->kern->index_scan(&(kern_index_scan){.query = j->query, .n_q = j->g, .dim = j->dim, .planes = 2, .pages = w->pages, .outer = w->outer, .page_rows = PAGE_ROWS, .end = UNIT_ROWS,
                                                      .every = 1, .threshold = threshold, .refine = j->refine, .ids = w->ids, .estimates = w->estimates, .stride = STRIDE,
                                                      .scratch = w->scratch});
 }
@@ -126,17 +142,16 @@ static void find_threshold(scan_job *j)
     j->threshold = INFINITY;
     for (size_t i = 0; i < UNIT_ROWS / KEPT; i++) j->threshold = fminf(j->threshold, best[ids[i]]);
     j->n_kept = scan_unit_at(j, 0, 0, j->threshold);
-    for (size_t i = 0; i < j->n_kept; i++)
-        j->kept[i] = w->ids[i] / PAGE_ROWS * j->code_bytes + j->part_bytes + w->ids[i] % PAGE_ROWS * kern_index_refine_bytes(1, j->dim);
+    for (size_t i = 0; i < j->n_kept; i++) j->kept[i] = w->ids[i] / PAGE_ROWS * j->outer_bytes + w->ids[i] % PAGE_ROWS * kern_index_refine_bytes(1, j->dim);
     j->refine = refine;
 }
 
 static spw_status job_create(scan_job *j, measure_bench *b, const measure_arena *codes, uint32_t dim, uint32_t g, bool refine, spw_err *err)
 {
     size_t threads = (size_t)pool_n_threads(b->pool);
-    *j = (scan_job){.b = b, .dim = dim, .g = g, .refine = refine, .codes = codes->base, .code_bytes = kern_index_bytes(PAGE_ROWS, dim, 2),
-                    .part_bytes = kern_index_bytes(PAGE_ROWS, dim, 1)};
-    j->n_units = codes->bytes / (UNIT_PAGES * j->code_bytes);
+    *j = (scan_job){.b = b, .dim = dim, .g = g, .refine = refine, .parts = codes->base, .n_units = count_units(codes, dim), .part_bytes = kern_index_bytes(PAGE_ROWS, dim, 1)};
+    j->outer_bytes = kern_index_bytes(PAGE_ROWS, dim, 2) - j->part_bytes;
+    j->outer = j->parts + j->n_units * UNIT_PAGES * j->part_bytes;
     j->query = mem_alloc(kern_index_query_bytes(g, dim));
     j->kept = mem_alloc(UNIT_ROWS * sizeof *j->kept);
     j->workers = mem_calloc(threads, sizeof *j->workers);
@@ -170,11 +185,11 @@ static void read_unit(void *ctx, size_t unit, int worker)
 {
     scan_job *j = ctx;
     scan_worker *w = &j->workers[worker];
-    const uint8_t *at = j->codes + (j->use + unit) % j->n_units * UNIT_PAGES * j->code_bytes;
-    for (size_t p = 0; p < UNIT_PAGES; p++) w->parts[p] = (kern_span){.rows = at + p * j->code_bytes, .n = 2};
-    w->sum += measure_read(w->parts, UNIT_PAGES, j->part_bytes / 2, j->b->arena->reading);
+    const size_t page = (j->use + unit) % j->n_units * UNIT_PAGES;
+    const kern_span part = {.rows = j->parts + page * j->part_bytes, .n = 2 * UNIT_PAGES};
+    w->sum += measure_read(&part, 1, j->part_bytes / 2, j->b->arena->reading);
     if (!j->refine) return;
-    for (size_t i = 0; i < j->n_kept; i++) w->rows[i] = (kern_span){.rows = at + j->kept[i], .n = 1};
+    for (size_t i = 0; i < j->n_kept; i++) w->rows[i] = (kern_span){.rows = j->outer + page * j->outer_bytes + j->kept[i], .n = 1};
     w->sum += measure_read(w->rows, j->n_kept, kern_index_refine_bytes(1, j->dim), j->b->arena->reading);
 }
 
