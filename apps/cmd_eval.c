@@ -51,7 +51,7 @@ const command command_eval = {
         "policy, mass and output_error by [layer][head], share_read by [layer][KV head]. "
         "The others: policies, an array with policy, score (ruler, 0 to 100) or accuracy (0 to 1), share_read, share_rows; and rows, the same for each task, length, depth or turn.",
     .examples = "  spillway eval ppl -m model.gguf -f book.txt -c 2048 --chunks 8\n"
-                "  spillway eval kld -m model.gguf -f book.txt -c 8192 --chunks 2 --policies quest:16:.05,adaptive --html kld.html\n"
+                "  spillway eval kld -m model.gguf -f book.txt -c 8192 --chunks 2 --html kld.html\n"
                 "  spillway eval ruler -m model.gguf -c 4096,8192 -n 50 --policies full,window --resume ruler.jsonl\n"
                 "  spillway eval kv -m model.gguf --keys 192 -n 20 --json\n",
     .operand = "MEASURE",
