@@ -323,6 +323,7 @@ typedef struct spw_session_stats {
     uint64_t read_rows_bytes; /* of these, rows alone */
 } spw_session_stats;
 spw_session_stats spw_session_get_stats(const spw_session *s);
+
 /* Adjacent positions. */
 typedef struct spw_range {
     uint64_t first, n;
@@ -353,10 +354,11 @@ typedef struct spw_observation {
     const float *output_error;      /* n_head: |output - dense output| / |dense output|; NULL likewise */
 } spw_observation;
 
-/* Called for every layer of every generated row, on the thread that evaluates; must not call into the engine. */
+/* Called for every layer of every generated row, on the thread that evaluates; must not call into the engine.  What o points to is valid during the call. */
 typedef void spw_observe_fn(void *ctx, const spw_observation *o);
 /* Watches a session from now on; NULL: no longer.  truth: every layer attends to everything as well, from the same hidden states, and is compared; slow.  Results do not change. */
 void spw_session_observe(spw_session *s, spw_observe_fn *observe, void *ctx, bool truth);
+
 /* Asserts the invariants of the engine's KV store; SPW_E_FORMAT names the first that does not hold.  Slow. */
 spw_status spw_engine_check(spw_engine *e, spw_err *err);
 

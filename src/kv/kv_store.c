@@ -188,14 +188,13 @@ static void advise_arenas(const kv_store *st, uint8_t *base, size_t arena_bytes,
     *n_huge = chunks;
 }
 
-/* When a page is taken into use.  Of side arenas the codes are read as streams; what lies behind them is asked for by the time when as much of it is in use. */
+/* When a page is taken into use.  Of side arenas it is what they begin with, the codes that are read as streams, or without an index the scales. */
 static void advise_huge(kv_store *st, uint32_t page)
 {
     kv_segment *seg = &st->segments[st->pages[page].segment];
-    size_t used = (size_t)(page - seg->first_page) + 1, codes = used * st->front_bytes;
-    if (!st->front_bytes || used == seg->n_pages) codes = seg->n_pages * st->front_bytes + used * st->side_bytes;
+    size_t used = (size_t)(page - seg->first_page) + 1, side = used * (st->front_bytes ? st->front_bytes : st->side_bytes);
     advise_arenas(st, seg->base, seg->row_arena_bytes, used * st->page_bytes, HUGE_BYTES, &seg->n_huge);
-    advise_arenas(st, kv_side_arena(st, seg, 0), seg->side_arena_bytes, codes, SIDE_SMALL, &seg->n_huge_side);
+    advise_arenas(st, kv_side_arena(st, seg, 0), seg->side_arena_bytes, side, SIDE_SMALL, &seg->n_huge_side);
 }
 
 /* Start of the best run of free pages for a sequence that begins: the longest one; its middle when it follows a page in use, which is probably the end of a

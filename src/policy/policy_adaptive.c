@@ -3,7 +3,7 @@
  * The one thing to know: a choice is a function of the queries, the codes and the number of positions alone.  Work is cut at fixed positions, never by threads.
  *
  *     prepare   everything, or how much of the middle; the queries' tables; sink and window are attended
- *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that a fifth of the positions pass
+ *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that a tenth of the positions pass
  *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from both planes
  *     rescan    without a threshold, when too few passed: the sample was not like the rest
  *     select    a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; the rule says how many win
@@ -31,9 +31,9 @@ enum {
 #define CANDIDATES      0.1  /* share of the middle that passes the signs, */
 #define CANDIDATES_OVER 5.0  /* and at least so many times what is chosen; twice as many make outputs 1 to 2 % more exact, and choosing a fifth slower */
 #define CANDIDATES_RULE 0.2  /* for rules, which may choose any of them */
-#define DENSE_SHARE     0.5  /* choosing this much of the middle takes as long as reading all of it */
+#define DENSE_SHARE     0.5  /* of the middle: a budget above reads everything, for scattered rows cost about twice what a stream costs; where exactly the two meet was not measured */
 #define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
-#define THRESHOLD       2e-4 /* of the heads' mean attention: 2 to 3 % of the middle at 8K and 16K, and 5 to 40 % less KLD than a flat budget of as many */
+#define THRESHOLD       2e-4 /* of the heads' mean attention: 1.9 to 3.8 % of the middle of three models at 8K and 16K; docs/FIDELITY.md has what that is worth */
 #define TOP_P           0.2
 #define ERROR           0.1  /* Fluxion's tau */
 #define CLOSE_ENOUGH    1.02 /* ratio of too few to enough, at which the search for enough ends */
