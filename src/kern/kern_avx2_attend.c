@@ -6,6 +6,7 @@
 #include "kern_avx2.h"
 
 #include <float.h>
+#include <limits.h>
 #include <string.h>
 
 enum {
@@ -25,6 +26,7 @@ typedef struct tile_step {
     const unsigned char *const *next; /* the row to ask for next, or NULL */
     const unsigned char *const *last; /* the last one to ask for in this tile */
     size_t row_bytes, asked;          /* bytes of the row at *next that have been asked for */
+    unsigned every, turn;             /* groups of queries, each of which asks for its share: one time in so many; times until the next one */
 } tile_step;
 
 /* Eight elements from element i of a row. */
@@ -37,7 +39,8 @@ KERN_INLINE __m256 load_row(const unsigned char *row, size_t i, const row_form f
  * and its own prefetcher goes along with an order that it knows. */
 KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
 {
-    if (form == ROWS_F32 || !st->next) return;
+    if (form == ROWS_F32 || --st->turn) return;
+    st->turn = st->every;
     KERN_UNROLL for (int i = 0; i < n; i++) {
         const void *p = *st->next + st->asked;
         if (form == ROWS_F16_T0) _mm_prefetch(p, _MM_HINT_T0);
@@ -123,17 +126,18 @@ static void soften(const kern_attend_args *a, const kern_attend_work *w, size_t 
 KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
                              const row_form form)
 {
+    const bool ask = d % (2 * KERN_LANES) == 0;
     const size_t stride = st->a->o_stride, dim = st->a->dim;
     __m256 acc[KERN_GROUP][4];
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm256_loadu_ps(o + (size_t)g * stride + d + (size_t)v * AVX2_LANES);
     for (uint32_t t = from; t < to; t++) {
-        __m256 x[4];
-        ask_lines(st, (n_v + 3) / 4, form);
-        KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = load_row(st->rows[t], dim + d + (size_t)v * AVX2_LANES, form);
-        KERN_UNROLL for (int g = 0; g < n_q; g++) {
-            __m256 pg = _mm256_set1_ps(p[g * KERN_TILE + (int)t]);
-            KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm256_fmadd_ps(pg, x[v], acc[g][v]);
+        __m256 pg[KERN_GROUP];
+        if (ask) ask_lines(st, 1, form);
+        KERN_UNROLL for (int g = 0; g < n_q; g++) pg[g] = _mm256_set1_ps(p[g * KERN_TILE + (int)t]);
+        KERN_UNROLL for (int v = 0; v < n_v; v++) {
+            __m256 x = load_row(st->rows[t], dim + d + (size_t)v * AVX2_LANES, form);
+            KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g][v] = _mm256_fmadd_ps(pg[g], x, acc[g][v]);
         }
     }
     KERN_UNROLL for (int g = 0; g < n_q; g++)
@@ -143,7 +147,7 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
 KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const row_form form)
 {
     size_t d = 0, dim = st->a->dim;
-    for (; d + 4 * AVX2_LANES <= dim && n_q <= 2; d += 4 * AVX2_LANES) value_block(st, p, o, d, from, to, n_q, 4, form);
+    for (; d + 4 * AVX2_LANES <= dim && n_q <= 3; d += 4 * AVX2_LANES) value_block(st, p, o, d, from, to, n_q, 4, form);
     for (; d < dim; d += 2 * AVX2_LANES) value_block(st, p, o, d, from, to, n_q, 2, form);
 }
 
@@ -168,10 +172,9 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
 KERN_INLINE void attend_queries(tile_step st, const row_form form)
 {
     size_t q = 0;
-    for (; q + KERN_GROUP <= st.a->n_q; q += KERN_GROUP) {
-        attend_group(&st, q, KERN_GROUP, form);
-        st.next = NULL; /* one group asks for all */
-    }
+    st.every = (unsigned)((st.a->n_q + KERN_GROUP - 1) / KERN_GROUP);
+    st.turn = st.next ? st.every : UINT_MAX; /* which no tile counts down */
+    for (; q + KERN_GROUP <= st.a->n_q; q += KERN_GROUP) attend_group(&st, q, KERN_GROUP, form);
     size_t rest = st.a->n_q - q;
     if (rest == 3) attend_group(&st, q, 3, form);
     if (rest == 2) attend_group(&st, q, 2, form);

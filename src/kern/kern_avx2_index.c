@@ -2,7 +2,7 @@
  *
  * A group's 64 positions are the bytes of two vectors, its halves: half h has positions 16 h .. 16 h + 15 in the even bytes, and those 32 further in the odd ones.  One look-up adds four
  * channels for 32 positions; sums are kept in bytes for a chunk, and in 16 bits beyond, where the even bytes' are the sum of everything less 256 times that of the odd ones. */
-#include "kern_avx2.h"
+#include "kern_avx2_list.h"
 
 typedef struct index_lanes {
     __m256 low, high;
@@ -10,7 +10,7 @@ typedef struct index_lanes {
 #include "kern_index_make.h"
 
 enum {
-    INDEX_HEADS = 4,    /* heads whose sums are in registers at once */
+    INDEX_HEADS = 4,    /* heads whose sums are in registers at once; as many as lie together (index_place) */
     INDEX_AHEAD = 640,  /* so many positions ahead are asked for into L2 */
 };
 
@@ -90,44 +90,59 @@ static void prepare(const float *q, size_t q_stride, size_t n_q, size_t dim, voi
 
 /* ---- sums ------------------------------------------------------------------------------------------- */
 
+/* Of each head and half.  While chunks are added, even has what all bytes add up to as numbers of 16 bits. */
+typedef struct index_sums {
+    __m256i even[INDEX_HEADS][2], odd[INDEX_HEADS][2];
+} index_sums;
+
 KERN_INLINE __m256i load(const void *p)
 {
     return _mm256_load_si256((const __m256i *)p);
 }
 
-KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, __m256i *all, __m256i *odd)
+/* One chunk of n_bytes <= 3 bytes a position.  Heads share what is made of the bytes, halves what is read of tables; asks for the chunk of a later group, a
+ * line at a time: of many at once some are dropped.  The compiler does not know n_bytes: of a number that it knows it looks everything up before it adds, and keeps that in memory. */
+KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, size_t n_bytes, index_sums *sums)
 {
     const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i sum[INDEX_HEADS];
-    KERN_UNROLL for (int g = 0; g < n_q; g++) sum[g] = _mm256_setzero_si256();
-    KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
-        __m256i bytes = load(signs + i * KERN_INDEX_GROUP), low = _mm256_and_si256(bytes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    __m256i sum[INDEX_HEADS][2];
+    KERN_UNROLL for (int g = 0; g < n_q; g++) sum[g][0] = sum[g][1] = _mm256_setzero_si256();
+    for (size_t i = 0; i < n_bytes; i++, signs += KERN_INDEX_GROUP, later += KERN_INDEX_GROUP, tables += 32) {
+        __m256i low[2], high[2];
+        _mm_prefetch(later, _MM_HINT_T1);
+        KERN_UNROLL for (int h = 0; h < 2; h++) {
+            __m256i bytes = load(signs + 32 * h);
+            low[h] = _mm256_and_si256(bytes, nibble), high[h] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+        }
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
-            const __m128i *table = (const __m128i *)(const void *)(tables + (size_t)g * table_bytes + i * 32);
-            sum[g] = _mm256_add_epi8(sum[g], _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(table)), low));
-            sum[g] = _mm256_add_epi8(sum[g], _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(table + 1)), high));
+            const __m128i *at = (const __m128i *)(const void *)(tables + (size_t)g * table_bytes);
+            __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(at)), next = _mm256_broadcastsi128_si256(_mm_load_si128(at + 1));
+            KERN_UNROLL for (int h = 0; h < 2; h++) {
+                sum[g][h] = _mm256_add_epi8(sum[g][h], _mm256_shuffle_epi8(table, low[h]));
+                sum[g][h] = _mm256_add_epi8(sum[g][h], _mm256_shuffle_epi8(next, high[h]));
+            }
         }
     }
-    KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        all[g] = _mm256_add_epi16(all[g], sum[g]);
-        odd[g] = _mm256_add_epi16(odd[g], _mm256_srli_epi16(sum[g], 8));
-    }
+    KERN_UNROLL for (int g = 0; g < n_q; g++)
+        KERN_UNROLL for (int h = 0; h < 2; h++) {
+            sums->even[g][h] = _mm256_add_epi16(sums->even[g][h], sum[g][h]);
+            sums->odd[g][h] = _mm256_add_epi16(sums->odd[g][h], _mm256_srli_epi16(sum[g][h], 8));
+        }
 }
 
-/* n of heads first .. first + n_q - 1 over one half of the positions whose signs these are: those of its even and of its odd bytes. */
-KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, size_t first, const int n_q, __m256i *even, __m256i *odd)
+/* n of heads first .. first + n_q - 1 over the 64 positions whose signs these are. */
+KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, const uint8_t *later, size_t first, const int n_q, index_sums *sums)
 {
     const size_t row_bytes = s->at.row_bytes, table_bytes = s->q.table_bytes;
     const uint8_t *tables = s->q.tables + first * table_bytes;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        even[g] = _mm256_set1_epi32((int)s->start_all[first + (size_t)g]);
-        odd[g] = _mm256_set1_epi32((int)s->start_odd[first + (size_t)g]);
+        sums->even[g][0] = sums->even[g][1] = _mm256_set1_epi32((int)s->start_all[first + (size_t)g]);
+        sums->odd[g][0] = sums->odd[g][1] = _mm256_set1_epi32((int)s->start_odd[first + (size_t)g]);
     }
-    size_t j = 0;
-    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, even, odd);
-    if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, even, odd);
-    if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, even, odd);
-    KERN_UNROLL for (int g = 0; g < n_q; g++) even[g] = _mm256_sub_epi16(even[g], _mm256_slli_epi16(odd[g], 8));
+    for (size_t j = 0; j < row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES)
+        add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, kern_min_size(INDEX_CHUNK, row_bytes - j), sums);
+    KERN_UNROLL for (int g = 0; g < n_q; g++)
+        KERN_UNROLL for (int h = 0; h < 2; h++) sums->even[g][h] = _mm256_sub_epi16(sums->even[g][h], _mm256_slli_epi16(sums->odd[g][h], 8));
 }
 
 /* Calls fn(..., first, n) for all heads, as many at once as there are registers for. */
@@ -192,18 +207,19 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
 }
 
 /* Adds what u says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and there is room. */
-KERN_INLINE void refine_heads(index_state *s, size_t h, size_t first, const int n_q)
+KERN_INLINE void refine_heads(index_state *s, size_t first, const int n_q)
 {
-    __m256i sums[2][INDEX_HEADS];
-    add_signs(s, s->s.turned + 32 * h, first, n_q, sums[0], sums[1]);
+    index_sums sums;
+    add_signs(s, s->s.turned, s->s.turned, first, n_q, &sums);
     for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
         const __m256 slope = _mm256_set1_ps(s->slope[head] / 2), base = _mm256_set1_ps(s->base[head] / 2);
-        KERN_UNROLL for (size_t m = 0; m < 4; m++) {
-            const size_t at = 16 * h + 32 * (m / 2) + AVX2_LANES * (m % 2);
-            float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting + at;
-            __m256 scale = _mm256_loadu_ps(s->s.waiting_scale + s->first_waiting + at), u = _mm256_fmadd_ps(eight(sums[m / 2][g], m % 2), slope, base);
-            _mm256_storeu_ps(estimates, _mm256_fmadd_ps(scale, u, _mm256_loadu_ps(estimates)));
+        float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
+        KERN_UNROLL for (size_t m = 0; m < 8; m++) {
+            const size_t at = AVX2_LANES * m;
+            __m256i n = m < 4 ? sums.even[g][m / 2] : sums.odd[g][m / 2 % 2];
+            __m256 scale = _mm256_loadu_ps(s->s.waiting_scale + s->first_waiting + at), u = _mm256_fmadd_ps(eight(n, m % 2), slope, base);
+            _mm256_storeu_ps(estimates + at, _mm256_fmadd_ps(scale, u, _mm256_loadu_ps(estimates + at)));
         }
     }
 }
@@ -213,7 +229,7 @@ static void refine(index_state *s)
     const uint8_t **u = s->s.waiting_u + s->first_waiting;
     for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) u[i] = u[0];
     turn_rows(u, s->at.row_bytes, s->s.turned);
-    for (size_t h = 0; h < 2; h++) FOR_HEADS(s->a->n_q, refine_heads, s, h);
+    FOR_HEADS(s->a->n_q, refine_heads, s);
     index_wait_end(s);
 }
 
@@ -229,112 +245,151 @@ static int page_exponent(const index_state *s, const uint8_t *code)
     return (0xffff - (_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)))) & 0xffff)) >> 10;
 }
 
-static float page_offset(const float *q, const kern_f16 *mean, size_t dim)
+/* Of n_q <= 4 heads the dot products with a page's mean, the upper lanes added to the lower ones. */
+KERN_INLINE void page_products(const kern_f16 *mean, const float *q, size_t dim, const int n_q, __m256 *products)
 {
-    __m256 low = _mm256_setzero_ps(), high = low;
+    __m256 low[4], high[4];
+    KERN_UNROLL for (int i = 0; i < n_q; i++) low[i] = high[i] = _mm256_setzero_ps();
     for (size_t d = 0; d < dim; d += KERN_LANES) {
-        __m256i m = load(mean + d);
-        low = _mm256_fmadd_ps(_mm256_loadu_ps(q + d), _mm256_cvtph_ps(_mm256_castsi256_si128(m)), low);
-        high = _mm256_fmadd_ps(_mm256_loadu_ps(q + d + AVX2_LANES), _mm256_cvtph_ps(_mm256_extracti128_si256(m, 1)), high);
+        const __m128i *m = (const __m128i *)(const void *)(mean + d);
+        __m256 x = _mm256_cvtph_ps(_mm_load_si128(m)), y = _mm256_cvtph_ps(_mm_load_si128(m + 1));
+        KERN_UNROLL for (int i = 0; i < n_q; i++) {
+            low[i] = _mm256_fmadd_ps(_mm256_loadu_ps(q + (size_t)i * dim + d), x, low[i]);
+            high[i] = _mm256_fmadd_ps(_mm256_loadu_ps(q + (size_t)i * dim + d + AVX2_LANES), y, high[i]);
+        }
     }
-    return avx2_fold(low, high);
+    KERN_UNROLL for (int i = 0; i < 4; i++) products[i] = i < n_q ? _mm256_add_ps(low[i], high[i]) : _mm256_setzero_ps();
+}
+
+/* Offsets and thresholds of two pages and n_q <= 4 heads. */
+KERN_INLINE void page_tile(index_state *s, const uint8_t *const *codes, size_t page, __m256 power, size_t head, const int n_q)
+{
+    __m256 products[8];
+    for (int p = 0; p < 2; p++) page_products((const kern_f16 *)(const void *)(codes[p] + s->at.mean), s->q.rotated + head * s->a->dim, s->a->dim, n_q, products + 4 * p);
+    __m256 bar = _mm256_broadcast_ps((const __m128 *)(const void *)(s->bar + head)), inverse = _mm256_broadcast_ps((const __m128 *)(const void *)(s->inverse + head));
+    __m256 offset = avx2_fold8(products), t = _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(bar, offset), inverse), power);
+    __m256i n = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(t, _mm256_set1_ps(32767)), _mm256_set1_ps(-32768)));
+    _mm256_storeu_ps(s->offset + index_place(page, head), offset);
+    _mm256_storeu_si256((__m256i *)(void *)(s->threshold + index_place(page, head)), _mm256_blend_epi16(n, _mm256_slli_epi32(n, 16), 0xaa));
 }
 
 static void begin_pages(index_state *s, const index_walk *w)
 {
-    for (size_t page = 0; page < w->n_pages; page++) {
-        const kern_f16 *mean = (const kern_f16 *)(const void *)(w->pages[page] + s->at.mean);
-        s->exponent[page] = page_exponent(s, w->pages[page]);
-        const float power = index_power(s->exponent[page]);
-        for (size_t head = 0; head < s->a->n_q; head++) {
-            float offset = page_offset(s->q.rotated + head * s->a->dim, mean, s->a->dim), t = (s->bar[head] - offset) * s->inverse[head] * power;
-            t = t < 32767 ? t : 32767;
-            s->offset[index_place(page, head)] = offset;
-            s->threshold[index_place(page, head)] = index_twice(_mm_cvtss_si32(_mm_set_ss(t > -32768 ? t : -32768)));
-        }
+    for (size_t page = 0; page < w->n_pages; page += 2) {
+        const uint8_t *const codes[2] = {w->pages[page], w->pages[kern_min_size(page + 1, w->n_pages - 1)]};
+        for (size_t i = 0; i < 2; i++) s->exponent[page + i] = page_exponent(s, codes[i]);
+        const __m256 power = _mm256_setr_m128(_mm_set1_ps(index_power(s->exponent[page])), _mm_set1_ps(index_power(s->exponent[page + 1])));
+        FOR_HEADS(s->a->n_q, page_tile, s, codes, page, power);
     }
 }
 
 /* ---- the scan --------------------------------------------------------------------------------------- */
 
-/* Scales as integers of 15 bits in units of the page's largest exponent. */
-KERN_INLINE __m128i whole_scales(const kern_f16 *scales, int exponent)
+/* Scales as integers of 15 bits in units of the page's largest exponent: a fraction of 16 bits times the power of two that is left, 2^15 at most, of which the table has a byte. */
+KERN_INLINE __m256i whole_scales(const kern_f16 *scales, int exponent)
 {
-    __m256i b = _mm256_cvtepu16_epi32(_mm_load_si128((const __m128i *)(const void *)scales));
-    __m256i fraction = _mm256_or_si256(_mm256_and_si256(b, _mm256_set1_epi32(0x3ff)), _mm256_set1_epi32(0x400));
-    __m256i n = _mm256_srlv_epi32(_mm256_slli_epi32(fraction, 4), _mm256_sub_epi32(_mm256_set1_epi32(exponent), _mm256_srli_epi32(b, 10)));
-    return _mm_packus_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+    const __m256i powers = _mm256_broadcastsi128_si256(_mm_setr_epi8((char)128, 64, 32, 16, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0));
+    __m256i b = load(scales), fraction = _mm256_or_si256(_mm256_slli_epi16(b, 5), _mm256_set1_epi16(INT16_MIN));
+    __m256i below = _mm256_min_epi16(_mm256_sub_epi16(_mm256_set1_epi16((short)exponent), _mm256_srli_epi16(b, 10)), _mm256_set1_epi16(15));
+    /* The power's upper byte is found at the place below; the lower one eight places before, and is 0 where that is negative. */
+    __m256i places = _mm256_sub_epi8(_mm256_mullo_epi16(below, _mm256_set1_epi16(0x0101)), _mm256_set1_epi16(8));
+    return _mm256_mulhi_epu16(fraction, _mm256_shuffle_epi8(powers, places));
 }
 
-/* Sums of half a group into scratch; *even and *odd keep the lanes of those that no head finds good enough. */
-KERN_INLINE void scan_heads(index_state *s, const index_step *step, size_t h, const __m256i *scale, __m256i *bad, size_t first, const int n_q)
+/* Sums of a group into scratch; bad, 16 positions a vector, keeps the lanes of those that no head finds good enough. */
+KERN_INLINE void scan_heads(index_state *s, const index_step *step, const uint8_t *later, const __m256i *scale, __m256i *bad, size_t first, const int n_q)
 {
-    __m256i sums[2][INDEX_HEADS];
-    add_signs(s, step->code + step->at * s->at.group_bytes + 32 * h, first, n_q, sums[0], sums[1]);
+    index_sums sums;
+    add_signs(s, step->code + step->at * s->at.group_bytes, later + step->at * s->at.group_bytes, first, n_q, &sums);
     for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
         const __m256i threshold = _mm256_set1_epi32((int)s->threshold[index_place(step->page, head)]);
-        KERN_UNROLL for (int odd = 0; odd < 2; odd++) {
-            _mm256_store_si256((__m256i *)(void *)(s->s.sums + head * KERN_INDEX_GROUP + 16 * h + 32 * (size_t)odd), sums[odd][g]);
-            bad[odd] = _mm256_and_si256(bad[odd], _mm256_cmpgt_epi16(threshold, _mm256_mulhrs_epi16(sums[odd][g], scale[odd])));
+        KERN_UNROLL for (int m = 0; m < 4; m++) {
+            __m256i n = m < 2 ? sums.even[g][m] : sums.odd[g][m - 2];
+            _mm256_store_si256((__m256i *)(void *)(s->s.sums + head * KERN_INDEX_GROUP + 16 * m), n);
+            bad[m] = _mm256_and_si256(bad[m], _mm256_cmpgt_epi16(threshold, _mm256_mulhrs_epi16(n, scale[m])));
         }
     }
 }
 
-/* One bit for each of 16 lanes. */
-KERN_INLINE uint64_t lane_bits(__m256i lanes)
+/* One bit for each of 32 lanes. */
+KERN_INLINE uint32_t lane_bits(__m256i a, __m256i b)
 {
-    return (uint64_t)_mm_movemask_epi8(_mm_packs_epi16(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1)));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8));
 }
 
-static uint64_t scan_half(index_state *s, const index_step *step, const kern_f16 *scales, size_t h)
+/* How the numbers of kept positions come to the front: eight shuffles, and where what each leaves is put. */
+typedef struct index_packing {
+    __m128i pairs[8];
+    size_t to[8];
+} index_packing;
+
+/* Also writes the kept positions of mask. */
+KERN_INLINE index_packing packing_of(uint64_t mask, size_t from, uint32_t *ids)
 {
-    __m256i scale[2], bad[2] = {_mm256_set1_epi8(-1), _mm256_set1_epi8(-1)};
-    KERN_UNROLL for (int odd = 0; odd < 2; odd++) {
-        const kern_f16 *at = scales + 16 * h + 32 * (size_t)odd;
-        scale[odd] = _mm256_setr_m128i(whole_scales(at, s->exponent[step->page]), whole_scales(at + 8, s->exponent[step->page]));
+    index_packing p;
+    size_t n = 0;
+    KERN_UNROLL for (size_t i = 0; i < 8; i++) {
+        const unsigned some = (unsigned)(mask >> 8 * i) & 255;
+        const __m128i list = avx2_list(some);
+        p.pairs[i] = avx2_list_pairs(list), p.to[i] = n;
+        _mm256_storeu_si256((__m256i *)(void *)(ids + n), _mm256_add_epi32(_mm256_set1_epi32((int)(from + 8 * i)), _mm256_cvtepu8_epi32(list)));
+        n += (size_t)__builtin_popcount(some);
     }
-    FOR_HEADS(s->a->n_q, scan_heads, s, step, h, scale, bad);
-    return ((lane_bits(bad[0]) | lane_bits(bad[1]) << 32) ^ 0x0000ffff0000ffffu) << 16 * h;
+    return p;
 }
 
-/* Eight of 64 numbers. */
-KERN_INLINE __m128i pick(const void *numbers, const uint8_t *which)
+/* Packs 64 numbers.  Whole vectors are written, never beyond what has been read: to may be from. */
+KERN_INLINE void pack(const index_packing *p, const void *from, void *to)
 {
-    const uint16_t *n = numbers;
-    uint16_t some[8];
-    for (int i = 0; i < 8; i++) some[i] = n[which[i]];
-    return _mm_loadu_si128((const __m128i *)(const void *)some);
+    const uint16_t *in = from;
+    uint16_t *out = to;
+    KERN_UNROLL for (size_t i = 0; i < 8; i++)
+        _mm_storeu_si128((__m128i *)(void *)(out + p->to[i]), _mm_shuffle_epi8(_mm_load_si128((const __m128i *)(const void *)(in + 8 * i)), p->pairs[i]));
 }
 
-/* Writes the positions of mask and their estimates as far as signs go. */
+/* Writes the positions of mask and their estimates as far as signs go.  What is packed is read late: written in other pieces, it has to be waited for. */
 static void keep(index_state *s, const index_step *step, const kern_f16 *scales, uint64_t mask)
 {
-    uint8_t list[KERN_INDEX_GROUP + AVX2_LANES] = {0};
-    size_t n = 0;
-    for (uint64_t left = mask; left; left &= left - 1) list[n++] = (uint8_t)__builtin_ctzll(left);
+    const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q, stride = s->a->stride;
+    const index_packing p = packing_of(mask, step->from, s->a->ids + s->n_kept);
+    float *estimates = s->a->estimates + s->n_kept, *waiting = s->s.waiting_scale + s->first_waiting + s->n_waiting, scale[KERN_INDEX_GROUP];
+    int16_t *sums = s->s.sums;
+    kern_f16 halves[KERN_INDEX_GROUP];
+    pack(&p, scales, halves);
+    for (size_t g = 0; g < n_q; g++) pack(&p, sums + g * KERN_INDEX_GROUP, sums + g * KERN_INDEX_GROUP);
+    if (s->refine) index_wait(s, step, mask);
     for (size_t i = 0; i < n; i += AVX2_LANES) {
-        const __m256 scale = _mm256_cvtph_ps(pick(scales, list + i));
-        const __m256i number = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(list + i)));
-        _mm256_storeu_si256((__m256i *)(void *)(s->a->ids + s->n_kept + i), _mm256_add_epi32(_mm256_set1_epi32((int)step->from), number));
-        if (s->refine) _mm256_storeu_ps(s->s.waiting_scale + s->first_waiting + s->n_waiting + i, scale);
-        for (size_t g = 0; g < s->a->n_q; g++) {
-            __m256 sums = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(pick(s->s.sums + g * KERN_INDEX_GROUP, list + i)));
-            __m256 z = _mm256_fmadd_ps(sums, _mm256_set1_ps(s->slope[g]), _mm256_set1_ps(s->base[g]));
-            _mm256_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm256_fmadd_ps(scale, z, _mm256_set1_ps(s->offset[index_place(step->page, g)])));
+        __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(halves + i)));
+        _mm256_storeu_ps(scale + i, x);
+        if (s->refine) _mm256_storeu_ps(waiting + i, x);
+    }
+    for (size_t g = 0; g < n_q; g++, sums += KERN_INDEX_GROUP, estimates += stride) {
+        const __m256 slope = _mm256_set1_ps(s->slope[g]), base = _mm256_set1_ps(s->base[g]), offset = _mm256_set1_ps(s->offset[index_place(step->page, g)]);
+        for (size_t i = 0; i < n; i += AVX2_LANES) {
+            __m256 z = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_load_si128((const __m128i *)(const void *)(sums + i))));
+            _mm256_storeu_ps(estimates + i, _mm256_fmadd_ps(_mm256_loadu_ps(scale + i), _mm256_fmadd_ps(z, slope, base), offset));
         }
     }
-    if (s->refine) index_wait(s, step, mask);
     s->n_kept += n;
 }
 
-/* Asks for the same group of a later page. */
-static void ask_ahead(const index_state *s, const index_step *step, size_t page)
+/* Scans a group, and asks for the same one of a later page. */
+static void scan_step(index_state *s, const index_step *step, const uint8_t *later)
 {
-    const char *code = s->a->pages[page], *signs = code + step->at * s->at.group_bytes, *scales = code + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
-    for (size_t i = 0; i < s->at.group_bytes; i += 64) _mm_prefetch(signs + i, _MM_HINT_T1);
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(scales + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(code + i, _MM_HINT_T1);
+    const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
+    const uint8_t *ahead = later + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
+    __m256i scale[4], bad[4];
+    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
+    KERN_UNROLL for (int m = 0; m < 4; m++) {
+        scale[m] = whole_scales(scales + 16 * m, s->exponent[step->page]);
+        bad[m] = _mm256_set1_epi8(-1);
+    }
+    FOR_HEADS(s->a->n_q, scan_heads, s, step, later, scale, bad);
+    uint64_t mask = ~(lane_bits(bad[0], bad[1]) | (uint64_t)lane_bits(bad[2], bad[3]) << 32) & step->mask;
+    if (mask) keep(s, step, scales, mask);
+    while (s->n_waiting >= INDEX_FULL) refine(s);
 }
 
 static size_t scan(const kern_index_scan *a)
@@ -344,13 +399,8 @@ static size_t scan(const kern_index_scan *a)
     for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
         begin_pages(&s, &w);
         for (size_t i = 0; i < w.n_steps; i++) {
-            const index_step *step = &w.steps[i];
-            const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s.at.scales) + step->at * KERN_INDEX_GROUP;
-            if (a->every == 1 && step->from / a->page_rows + ahead < n_pages) ask_ahead(&s, step, step->from / a->page_rows + ahead);
-            uint64_t mask = scan_half(&s, step, scales, 0) | scan_half(&s, step, scales, 1);
-            mask &= step->mask;
-            if (mask) keep(&s, step, scales, mask);
-            while (s.n_waiting >= INDEX_FULL) refine(&s);
+            size_t later = w.steps[i].from / a->page_rows + ahead;
+            scan_step(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code);
         }
     }
     while (s.n_waiting) refine(&s);
@@ -368,16 +418,30 @@ KERN_INLINE void load_first(const float *p, size_t n, float fill, __m256 *x)
     }
 }
 
+KERN_INLINE float largest_of(const float *e, size_t n)
+{
+    __m256 top[2] = {_mm256_set1_ps(-INFINITY), _mm256_set1_ps(-INFINITY)};
+    size_t i = 0;
+    for (; i + KERN_LANES <= n; i += KERN_LANES)
+        KERN_UNROLL for (int v = 0; v < 2; v++) top[v] = _mm256_max_ps(_mm256_loadu_ps(e + i + AVX2_LANES * v), top[v]);
+    top[0] = _mm256_max_ps(top[0], top[1]);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(top[0]), _mm256_extractf128_ps(top[0], 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    float most = _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+    for (; i < n; i++) most = e[i] > most ? e[i] : most;
+    return most;
+}
+
 static void lse(const float *estimates, size_t stride, size_t n, size_t n_q, float *out)
 {
     for (size_t g = 0; g < n_q; g++) {
         const float *e = estimates + g * stride;
+        const float top = largest_of(e, n);
         __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        float top = -INFINITY;
-        for (size_t i = 0; i < n; i++) top = e[i] > top ? e[i] : top;
         for (size_t i = 0; i < n; i += KERN_LANES) {
             __m256 x[2];
-            load_first(e + i, kern_min_size(n - i, KERN_LANES), -INFINITY, x);
+            if (i + KERN_LANES <= n) x[0] = _mm256_loadu_ps(e + i), x[1] = _mm256_loadu_ps(e + i + AVX2_LANES);
+            else load_first(e + i, n - i, -INFINITY, x);
             KERN_UNROLL for (int v = 0; v < 2; v++) sum[v] = _mm256_add_ps(sum[v], avx2_exp(_mm256_sub_ps(x[v], _mm256_set1_ps(top))));
         }
         out[g] = n ? top + logf(avx2_fold(sum[0], sum[1])) : -INFINITY;
@@ -397,17 +461,35 @@ KERN_INLINE __m256 index_vote(__m256 d)
     return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 
+/* Votes of n_v vectors of positions; of one alone, which lanes. */
+KERN_INLINE void vote_some(const float *estimates, size_t stride, size_t n_q, const float *lse_of, const bool largest, const int n_v, __m256i some, float *out)
+{
+    __m256 vote[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (size_t g = 0; g < n_q; g++, estimates += stride) {
+        const __m256 of_head = _mm256_set1_ps(lse_of[g]);
+        KERN_UNROLL for (int v = 0; v < n_v; v++) {
+            __m256 e = n_v == 1 ? _mm256_maskload_ps(estimates, some) : _mm256_loadu_ps(estimates + AVX2_LANES * v), x = index_vote(_mm256_sub_ps(e, of_head));
+            vote[v] = largest ? _mm256_max_ps(vote[v], x) : _mm256_add_ps(vote[v], x);
+        }
+    }
+    KERN_UNROLL for (int v = 0; v < n_v; v++) {
+        if (n_v == 1) _mm256_maskstore_ps(out, some, vote[v]);
+        else _mm256_storeu_ps(out + AVX2_LANES * v, vote[v]);
+    }
+}
+
+KERN_INLINE void vote_all(const float *estimates, size_t stride, size_t n, size_t n_q, const float *lse_of, const bool largest, float *out)
+{
+    const __m256i all = _mm256_set1_epi32(-1);
+    size_t i = 0;
+    for (; i + 2 * AVX2_LANES <= n; i += 2 * AVX2_LANES) vote_some(estimates + i, stride, n_q, lse_of, largest, 2, all, out + i);
+    for (; i < n; i += AVX2_LANES) vote_some(estimates + i, stride, n_q, lse_of, largest, 1, avx2_first((int)(n - i)), out + i);
+}
+
 static void votes(const float *estimates, size_t stride, size_t n, size_t n_q, const float *lse_of, bool largest, float *out)
 {
-    for (size_t i = 0; i < n; i += AVX2_LANES) {
-        const __m256i some = avx2_first((int)kern_min_size(n - i, AVX2_LANES));
-        __m256 vote = _mm256_setzero_ps();
-        for (size_t g = 0; g < n_q; g++) {
-            __m256 v = index_vote(_mm256_sub_ps(_mm256_maskload_ps(estimates + g * stride + i, some), _mm256_set1_ps(lse_of[g])));
-            vote = largest ? _mm256_max_ps(vote, v) : _mm256_add_ps(vote, v);
-        }
-        _mm256_maskstore_ps(out + i, some, vote);
-    }
+    if (largest) vote_all(estimates, stride, n, n_q, lse_of, true, out);
+    else vote_all(estimates, stride, n, n_q, lse_of, false, out);
 }
 
 void kern_fill_avx2_index(kern_table *t)

@@ -1,10 +1,17 @@
 /* kern_avx2_select.c - scores of rows of halves, and the k largest of many scores, for AVX2 (kern_select.h has the search).
  *
  * The lanes of a score are two vectors; both are kept at once, for two queries and three rows at most. */
-#include "kern_avx2.h"
+#include <math.h>
+
+#include "kern_avx2_list.h"
 #include "kern_select.h"
 
-enum { SCORE_AHEAD = 8192 }; /* bytes of rows that are asked for ahead */
+enum {
+    SCORE_AHEAD = 8192, /* bytes of rows that are asked for ahead */
+    SAMPLE = 128,       /* keys that tell where to begin, */
+    SAMPLE_LEAST = 512, /* where there are so many */
+    FEW = 16,           /* keys, two vectors of them, among which the wanted one is found at once */
+};
 
 KERN_INLINE __m256 halves_at(const kern_f16 *p)
 {
@@ -59,11 +66,27 @@ KERN_INLINE __m256i keys_of(__m256 scores)
     return _mm256_xor_si256(bits, _mm256_srli_epi32(_mm256_srai_epi32(bits, 31), 1));
 }
 
-/* Keys of all scores; their least and largest. */
+KERN_INLINE __m256i load_keys(const int32_t *keys)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)keys);
+}
+
+KERN_INLINE unsigned lane_bits(__m256i lanes)
+{
+    return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(lanes));
+}
+
+KERN_INLINE int32_t least_lane(__m256i v)
+{
+    __m128i q = _mm_min_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    q = _mm_min_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_min_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+}
+
+/* Keys of all n >= 1 scores; their least and largest.  With all bits turned, the largest is the least. */
 static void make_keys(const float *scores, size_t n, int32_t *keys, int32_t *least, int32_t *most)
 {
     __m256i low = _mm256_set1_epi32(INT32_MAX), high = _mm256_set1_epi32(INT32_MIN);
-    int32_t lows[AVX2_LANES], highs[AVX2_LANES];
     size_t i = 0;
     for (; i + AVX2_LANES <= n; i += AVX2_LANES) {
         __m256i key = keys_of(_mm256_loadu_ps(scores + i));
@@ -71,41 +94,48 @@ static void make_keys(const float *scores, size_t n, int32_t *keys, int32_t *lea
         low = _mm256_min_epi32(low, key);
         high = _mm256_max_epi32(high, key);
     }
-    _mm256_storeu_si256((__m256i *)(void *)lows, low);
-    _mm256_storeu_si256((__m256i *)(void *)highs, high);
-    for (int l = 1; l < AVX2_LANES; l++) {
-        lows[0] = lows[l] < lows[0] ? lows[l] : lows[0];
-        highs[0] = highs[l] > highs[0] ? highs[l] : highs[0];
-    }
     for (; i < n; i++) {
-        keys[i] = select_key(scores[i]);
-        lows[0] = keys[i] < lows[0] ? keys[i] : lows[0];
-        highs[0] = keys[i] > highs[0] ? keys[i] : highs[0];
+        __m256i key = _mm256_set1_epi32(keys[i] = select_key(scores[i]));
+        low = _mm256_min_epi32(low, key);
+        high = _mm256_max_epi32(high, key);
     }
-    *least = lows[0], *most = highs[0];
+    *least = least_lane(low);
+    *most = ~least_lane(_mm256_xor_si256(high, _mm256_set1_epi32(-1)));
 }
 
-/* A key above the bound is minus one in its lane: two sums of those. */
+/* How many keys are at or above `from`.  A key below is minus one in its lane: sums of those. */
 static size_t count_from(const int32_t *keys, size_t n, int32_t from)
 {
-    __m256i bound = _mm256_set1_epi32(from - 1), a = _mm256_setzero_si256(), b = a; /* from is above the least key */
-    int32_t sums[AVX2_LANES];
-    size_t i = 0, count = 0;
+    const __m256i bound = _mm256_set1_epi32(from);
+    __m256i a = _mm256_setzero_si256(), b = a;
+    size_t i = 0;
     for (; i + 2 * AVX2_LANES <= n; i += 2 * AVX2_LANES) {
-        a = _mm256_sub_epi32(a, _mm256_cmpgt_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(keys + i)), bound));
-        b = _mm256_sub_epi32(b, _mm256_cmpgt_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(keys + i + AVX2_LANES)), bound));
+        a = _mm256_add_epi32(a, _mm256_cmpgt_epi32(bound, load_keys(keys + i)));
+        b = _mm256_add_epi32(b, _mm256_cmpgt_epi32(bound, load_keys(keys + i + AVX2_LANES)));
     }
-    _mm256_storeu_si256((__m256i *)(void *)sums, _mm256_add_epi32(a, b));
-    for (int l = 0; l < AVX2_LANES; l++) count += (uint32_t)sums[l];
-    for (; i < n; i++) count += keys[i] >= from;
-    return count;
+    for (; i < n; i += AVX2_LANES) {
+        __m256i some = avx2_first((int)(n - i));
+        a = _mm256_add_epi32(a, _mm256_and_si256(some, _mm256_cmpgt_epi32(bound, _mm256_maskload_epi32(keys + i, some))));
+    }
+    a = _mm256_add_epi32(a, b);
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return n - (uint32_t)-_mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 
-/* Moves the keys at or above low and below high to the front; returns how many. */
+/* Moves the keys at or above low and below high to the front; returns how many.  Whole vectors are stored, of which the next one overwrites the rest: never beyond what has
+ * been read. */
 static size_t keep_between(int32_t *keys, size_t n, int32_t low, int32_t high)
 {
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
+    const __m256i from = _mm256_set1_epi32(low), to = _mm256_set1_epi32(high);
+    size_t kept = 0, i = 0;
+    for (; i + AVX2_LANES <= n; i += AVX2_LANES) {
+        __m256i key = load_keys(keys + i);
+        unsigned in = lane_bits(_mm256_andnot_si256(_mm256_cmpgt_epi32(from, key), _mm256_cmpgt_epi32(to, key)));
+        _mm256_storeu_si256((__m256i *)(void *)(keys + kept), _mm256_permutevar8x32_epi32(key, _mm256_cvtepu8_epi32(avx2_list(in))));
+        kept += (size_t)__builtin_popcount(in);
+    }
+    for (; i < n; i++) {
         int32_t key = keys[i];
         keys[kept] = key;
         kept += key >= low && key < high;
@@ -113,22 +143,83 @@ static size_t keep_between(int32_t *keys, size_t n, int32_t low, int32_t high)
     return kept;
 }
 
-/* Numbers of the scores at or above high, and of the first `ties` from low on. */
-static void emit(const float *scores, size_t n, const select_search *s, size_t ties, uint32_t *ids)
+/* Ends a search whose n <= FEW keys are all that is left: the wanted one is found by counting what each of them has above it. */
+static void finish_few(select_search *s, const int32_t *keys, size_t n, size_t dropped, size_t k)
 {
-    __m256i bound = _mm256_set1_epi32(s->low - 1);
-    for (size_t i = 0; i < n; i += AVX2_LANES) {
-        unsigned some = 0xff;
-        if (i + AVX2_LANES <= n) some = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(keys_of(_mm256_loadu_ps(scores + i)), bound)));
-        for (; some; some &= some - 1) {
-            size_t at = i + (size_t)__builtin_ctz(some);
-            if (at >= n) return;
-            int32_t key = select_key(scores[at]);
-            if (key < s->low || (key < s->high && !ties)) continue;
-            ties -= key < s->high;
-            *ids++ = (uint32_t)at;
-        }
+    const __m256i a = _mm256_maskload_epi32(keys, avx2_first((int)n)), b = _mm256_maskload_epi32(keys + AVX2_LANES, avx2_first((int)n - AVX2_LANES));
+    const unsigned some = (1u << n) - 1;
+    for (size_t i = 0; i < n; i++) {
+        __m256i key = _mm256_set1_epi32(keys[i]);
+        unsigned over = (lane_bits(_mm256_cmpgt_epi32(a, key)) | lane_bits(_mm256_cmpgt_epi32(b, key)) << AVX2_LANES) & some;
+        unsigned equal = (lane_bits(_mm256_cmpeq_epi32(a, key)) | lane_bits(_mm256_cmpeq_epi32(b, key)) << AVX2_LANES) & some;
+        size_t above = dropped + (size_t)__builtin_popcount(over), from = above + (size_t)__builtin_popcount(equal);
+        if (above >= k || from < k) continue;
+        *s = (select_search){.low = keys[i], .high = keys[i] + 1, .from_low = from, .above = above};
+        return;
     }
+}
+
+/* Lanes of ties that may still be taken: the first ones. */
+KERN_INLINE unsigned first_ties(unsigned equal, size_t wanted)
+{
+    while ((size_t)__builtin_popcount(equal) > wanted) equal &= ~(1u << (31 - __builtin_clz(equal)));
+    return equal;
+}
+
+/* Numbers of the scores at or above high, and of the first ones from low on; k in all.  No branch depends on a score, but for ties. */
+static void emit(const float *scores, size_t n, const select_search *s, size_t k, uint32_t *ids)
+{
+    const bool all = s->from_low == k;
+    const __m256i least = _mm256_set1_epi32(s->low), sure = _mm256_set1_epi32(s->high);
+    size_t ties = k - s->above;
+    for (size_t i = 0, at = 0; at < k; i += AVX2_LANES) {
+        const bool whole = i + AVX2_LANES <= n;
+        const __m256i key = keys_of(whole ? _mm256_loadu_ps(scores + i) : _mm256_maskload_ps(scores + i, avx2_first((int)(n - i))));
+        unsigned in = ~lane_bits(_mm256_cmpgt_epi32(least, key)) & (whole ? 0xffu : (1u << (n - i)) - 1);
+        if (!all) {
+            unsigned over = in & ~lane_bits(_mm256_cmpgt_epi32(sure, key)), equal = first_ties(in & ~over, ties);
+            ties -= (size_t)__builtin_popcount(equal);
+            in = over | equal;
+        }
+        size_t count = (size_t)__builtin_popcount(in);
+        __m256i numbers = _mm256_add_epi32(_mm256_set1_epi32((int)i), _mm256_cvtepu8_epi32(avx2_list(in)));
+        if (at + AVX2_LANES <= k) _mm256_storeu_si256((__m256i *)(void *)(ids + at), numbers);
+        else _mm256_maskstore_epi32((int *)(void *)(ids + at), avx2_first((int)count), numbers);
+        at += count;
+    }
+}
+
+/* Goes on with a search over n keys, which lose their order. */
+static void search(select_search *s, int32_t *keys, size_t n, size_t k)
+{
+    size_t dropped = 0; /* keys above those still looked at */
+    while (select_open(s, k)) {
+        const size_t between = s->from_low - s->above;
+        if (n <= FEW) {
+            finish_few(s, keys, n, dropped, k);
+            return;
+        }
+        if (between <= n / 4 || between <= FEW) {
+            n = keep_between(keys, n, s->low, s->high);
+            dropped = s->above;
+            continue;
+        }
+        int32_t middle = select_middle(s);
+        select_narrow(s, middle, dropped + count_from(keys, n, middle), k);
+    }
+}
+
+/* Begins a search with a key that a sample says somewhat more than k keys reach: halving comes near it in many passes over all keys. */
+static void begin_near(select_search *s, const int32_t *keys, size_t n, size_t k)
+{
+    int32_t some[SAMPLE];
+    const float share = (float)k / (float)n * SAMPLE;
+    const size_t wanted = (size_t)(share + 2 * sqrtf(share)) + 2;
+    if (n < SAMPLE_LEAST || wanted >= SAMPLE / 2) return;
+    for (size_t i = 0, step = n / SAMPLE; i < SAMPLE; i++) some[i] = keys[i * step];
+    select_search near = {.low = s->low, .high = s->high, .from_low = SAMPLE};
+    search(&near, some, SAMPLE, wanted);
+    if (near.low > s->low) select_narrow(s, near.low, count_from(keys, n, near.low), k);
 }
 
 static void top_k(const float *scores, size_t n, size_t k, uint32_t *ids, uint32_t *scratch)
@@ -137,15 +228,9 @@ static void top_k(const float *scores, size_t n, size_t k, uint32_t *ids, uint32
     if (!k) return;
     make_keys(scores, n, keys, &least, &most);
     select_search s = {.low = least, .high = most + 1, .from_low = n}; /* keys of numbers are below INT32_MAX */
-    size_t left = n, dropped = 0; /* keys still looked at; scores above them all */
-    while (select_open(&s, k)) {
-        int32_t middle = select_middle(&s);
-        select_narrow(&s, middle, dropped + count_from(keys, left, middle), k);
-        if (s.from_low - s.above > left / 8) continue;
-        left = keep_between(keys, left, s.low, s.high);
-        dropped = s.above;
-    }
-    emit(scores, n, &s, k - s.above, ids);
+    begin_near(&s, keys, n, k);
+    search(&s, keys, n, k);
+    emit(scores, n, &s, k, ids);
 }
 
 void kern_fill_avx2_select(kern_table *t)
