@@ -10,7 +10,8 @@
 #include <float.h>
 
 static const uint32_t types[] = {QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
-enum { N_TYPES = sizeof types / sizeof types[0] };
+enum { N_TYPES = sizeof types / sizeof types[0], MOST_BYTES = sizeof(pack_whole_words) /* of a block of activations */ };
+_Static_assert(sizeof(pack_words) <= MOST_BYTES, "the largest");
 
 static size_t row_bytes_of(uint32_t type, size_t cols)
 {
@@ -43,12 +44,19 @@ static uint8_t *packed(uint32_t type, const uint8_t *w, size_t rows, size_t cols
 }
 
 /* What the integers of a row stand for, and the step of each. */
-static void values_of(const uint8_t *x, size_t cols, pack_kind kind, size_t step, double *out, double *steps)
+static void values_of(pack_form form, const uint8_t *x, size_t cols, pack_kind kind, size_t step, double *out, double *steps)
 {
+    static const size_t places[] = {0, 2, 1, 3};
     for (size_t k = 0; k < cols; k++) {
         const uint8_t *at = x + k / 32 * step;
         size_t i = k % 32;
-        if (kind == PACK_WORDS) {
+        if (form == PACK_WHOLE) {
+            pack_whole_words b;
+            pack_whole_pairs c;
+            memcpy(&b, at, sizeof b), memcpy(&c, at, sizeof c);
+            steps[k] = (double)b.scale * (kind == PACK_WORDS ? 1 : 1 << c.shift);
+            out[k] = steps[k] * b.v[i / 4 * 4 + places[i % 4]];
+        } else if (kind == PACK_WORDS) {
             pack_words b;
             memcpy(&b, at, sizeof b);
             steps[k] = (double)b.scale;
@@ -74,13 +82,13 @@ static void check_panel(const kern_table *t, uint32_t type, size_t cols, const u
 {
     const kern_table *ref = kern_get("ref");
     const pack_kind kind = pack_kind_of(type);
-    size_t bytes = pack_x_bytes(kind), row = row_bytes_of(type, cols);
+    size_t bytes = pack_form_bytes(t->pack_form, kind), row = row_bytes_of(type, cols);
     uint8_t *panel = packed(type, w, PACK_ROWS, cols), *ints = malloc(8 * cols / 32 * bytes);
     float *values = malloc(cols * sizeof *values);
     double *taken = malloc(8 * cols * sizeof *taken), *steps = malloc(cols * sizeof *steps), worst = 0;
     for (size_t r = 0; r < 8; r++) {
         t->pack_x(x + r * cols, cols, kind, ints + r * bytes, 8 * bytes);
-        values_of(ints + r * bytes, cols, kind, 8 * bytes, taken + r * cols, steps);
+        values_of(t->pack_form, ints + r * bytes, cols, kind, 8 * bytes, taken + r * cols, steps);
         for (size_t k = 0; k < cols; k++) CHECK_NEAR(taken[r * cols + k] - (double)x[r * cols + k], 0, (most_off(kind, k) + 1e-2) * steps[k]);
     }
     t->pack_dot[type](&(kern_pack_args){.panel = panel, .n_cols = cols, .x = ints, .n_rows = 8, .y = y, .y_stride = PACK_ROWS, .n_out = PACK_ROWS});
@@ -135,14 +143,14 @@ static void test_row_counts(void)
     enum { COLS = 512 };
     uint64_t seed = 6;
     static float x[8 * COLS];
-    static uint8_t ints[8 * COLS / 32 * sizeof(pack_words)];
+    static uint8_t ints[8 * COLS / 32 * MOST_BYTES];
     for (size_t k = 0; k < 8 * COLS; k++) x[k] = test_uniform(&seed);
     for (size_t a = 0; a < N_ISA; a++) {
         const kern_table *t = kern_get(isas[a]);
         if (!t || !t->pack_x) continue;
         for (size_t i = 0; i < N_TYPES; i++) {
             uint8_t *w = random_weight(types[i], 11, COLS, &seed), *panel = packed(types[i], w, 11, COLS);
-            size_t bytes = pack_x_bytes(pack_kind_of(types[i]));
+            size_t bytes = pack_form_bytes(t->pack_form, pack_kind_of(types[i]));
             float want[8][16], y[8 * 20];
             for (size_t n = 1; n <= 8; n *= 2) {
                 for (size_t r = 0; r < n; r++) t->pack_x(x + r * COLS, COLS, pack_kind_of(types[i]), ints + r * bytes, n * bytes);
@@ -162,11 +170,11 @@ static void test_row_counts(void)
 /* Two panels and any number of rows in one call: each row and output has the bits that it has alone, in every ISA; nothing beyond n_out is written. */
 static void test_many_rows(void)
 {
-    enum { COLS = 576, ROWS = 23, STRIDE = 40 };
+    enum { COLS = 576, ROWS = 87, STRIDE = 40 };
     static const size_t outs[] = {16, 17, 27, 32};
     uint64_t seed = 9;
     static float x[ROWS * COLS], want[ROWS][32], y[ROWS * STRIDE];
-    static uint8_t ints[ROWS * COLS / 32 * sizeof(pack_words)], one[COLS / 32 * sizeof(pack_words)];
+    static uint8_t ints[ROWS * COLS / 32 * MOST_BYTES], one[COLS / 32 * MOST_BYTES];
     fill_activations(x, ROWS * COLS, &seed);
     for (size_t a = 0; a < N_ISA; a++) {
         const kern_table *t = kern_get(isas[a]);
@@ -175,7 +183,7 @@ static void test_many_rows(void)
             uint8_t *w = random_weight(types[i], 32, COLS, &seed), *panels = packed(types[i], w, 32, COLS);
             kern_pack_args args = {.panel = panels, .panel_bytes = pack_panel_bytes(types[i], COLS), .n_cols = COLS};
             const pack_kind kind = pack_kind_of(types[i]);
-            size_t bytes = pack_x_bytes(kind);
+            size_t bytes = pack_form_bytes(t->pack_form, kind);
             for (size_t r = 0, n; r < ROWS; r += n) {
                 n = pack_group_rows(r, ROWS);
                 for (size_t g = 0; g < n; g++) t->pack_x(x + (r + g) * COLS, COLS, kind, ints + (r * (COLS / 32) + g) * bytes, n * bytes);
@@ -260,9 +268,9 @@ static void test_hostile_activations(void)
             if (!t || !t->pack_x) continue;
             for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
                 float x[COLS] = {0}, y[PACK_ROWS];
-                uint8_t ints[COLS / 32 * sizeof(pack_words)];
+                uint8_t ints[COLS / 32 * MOST_BYTES];
                 x[17] = values[v];
-                t->pack_x(x, COLS, pack_kind_of(kinds[i]), ints, pack_x_bytes(pack_kind_of(kinds[i])));
+                t->pack_x(x, COLS, pack_kind_of(kinds[i]), ints, pack_form_bytes(t->pack_form, pack_kind_of(kinds[i])));
                 t->pack_dot[kinds[i]](&(kern_pack_args){.panel = panel, .n_cols = COLS, .x = ints, .n_rows = 1, .y = y, .y_stride = 16, .n_out = 16});
                 for (size_t j = 0; j < PACK_ROWS; j++) {
                     if (v < 3) CHECK(y[j] == 0);

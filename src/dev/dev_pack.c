@@ -87,12 +87,18 @@ static uint8_t *take_room(dev_pack *p, size_t bytes)
     return room;
 }
 
+/* Bytes of a block of a row of activations. */
+static size_t x_bytes(const dev_pack *p, pack_kind kind)
+{
+    return pack_form_bytes(p->kern->pack_form, kind);
+}
+
 /* Room for the activations of DEV_PACK_ROWS rows. */
 static bool grow_x(dev_pack *p, pack_kind kind, size_t cols)
 {
     size_t bytes;
     if (cols <= p->x_cols[kind]) return true;
-    if (!mul_size(cols / PACK_COLS, DEV_PACK_ROWS * pack_x_bytes(kind), &bytes)) return false;
+    if (!mul_size(cols / PACK_COLS, DEV_PACK_ROWS * x_bytes(p, kind), &bytes)) return false;
     uint8_t *x = mem_alloc(bytes);
     if (!x) return false;
     mem_free(p->x[kind]);
@@ -143,6 +149,19 @@ static void count(dev_pack *p, size_t bytes, double start)
     p->stats.seconds += seconds_now() - start;
 }
 
+/* How a product is cut: pairs of panels and rows of an item. */
+static void cut_items(const dev_pack *p, dev_panels *w)
+{
+    size_t n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS), bytes = 2 * n_pairs * w->panel_bytes / ITEMS_WANTED;
+    if (bytes < MIN_ITEM_BYTES) bytes = MIN_ITEM_BYTES;
+    if (bytes > MAX_ITEM_BYTES) bytes = MAX_ITEM_BYTES;
+    w->item_pairs = bytes > 2 * w->panel_bytes ? bytes / (2 * w->panel_bytes) : 1;
+    w->pair_items = (n_pairs + w->item_pairs - 1) / w->item_pairs;
+    w->item_rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * x_bytes(p, pack_kind_of(w->type))) / GROUP * GROUP;
+    if (w->item_rows < 2 * GROUP) w->item_rows = 2 * GROUP;
+    if (w->item_rows > MAX_ROWS) w->item_rows = MAX_ROWS;
+}
+
 spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *out, spw_err *err)
 {
     size_t panel_bytes = pack_panel_bytes(desc->type, desc->cols), n_panels = (desc->rows + PACK_ROWS - 1) / PACK_ROWS, bytes;
@@ -152,6 +171,7 @@ spw_status dev_pack_add(dev_pack *p, const dev_weight_desc *desc, dev_panels *ou
     uint8_t *panels = mul_size(panel_bytes, n_panels, &bytes) && grow_x(p, pack_kind_of(desc->type), desc->cols) ? take_room(p, bytes) : NULL;
     if (!panels) return no_room(desc, row_bytes, err);
     *out = (dev_panels){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .panel_bytes = panel_bytes, .panels = panels};
+    cut_items(p, out);
     pool_run(p->pool, n_panels, repack_item, &(repack_job){desc, out, panels, row_bytes});
     if (desc->mapped) drop_mapped(desc, row_bytes * desc->rows);
     count(p, bytes, start);
@@ -206,7 +226,7 @@ static void x_item(void *ctx, size_t item, int worker)
         size_t n = pack_group_rows(row, j->n_rows);
         for (pack_kind kind = 0; kind < PACK_KINDS; kind++) {
             if (!(j->kinds >> kind & 1)) continue;
-            size_t bytes = pack_x_bytes(kind);
+            size_t bytes = x_bytes(j->p, kind);
             uint8_t *to = j->p->x[kind] + row * (j->cols / PACK_COLS) * bytes;
             for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, kind, to + r * bytes, n * bytes);
         }
@@ -231,40 +251,24 @@ void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, uns
     for (size_t i = 0; i < n_items; i++) x_item(&j, i, 0);
 }
 
-/* How a product is cut: pairs of panels and rows of an item. */
-typedef struct cut {
-    size_t n_pairs, pairs, rows, n_row_blocks;
-} cut;
-
-static cut cut_of(const dev_panels *w, size_t n_rows)
-{
-    cut c = {.n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS)};
-    size_t bytes = 2 * c.n_pairs * w->panel_bytes / ITEMS_WANTED;
-    if (bytes < MIN_ITEM_BYTES) bytes = MIN_ITEM_BYTES;
-    if (bytes > MAX_ITEM_BYTES) bytes = MAX_ITEM_BYTES;
-    c.pairs = bytes > 2 * w->panel_bytes ? bytes / (2 * w->panel_bytes) : 1;
-    c.rows = X_BLOCK_BYTES / (w->cols / PACK_COLS * pack_x_bytes(pack_kind_of(w->type))) / GROUP * GROUP;
-    if (c.rows < 2 * GROUP) c.rows = 2 * GROUP;
-    if (c.rows > MAX_ROWS) c.rows = MAX_ROWS;
-    c.n_row_blocks = (n_rows + c.rows - 1) / c.rows;
-    return c;
-}
-
 size_t dev_pack_n_items(const dev_panels *w, size_t n_rows)
 {
-    cut c = cut_of(w, n_rows);
-    return (c.n_pairs + c.pairs - 1) / c.pairs * c.n_row_blocks;
+    return w->pair_items * ((n_rows + w->item_rows - 1) / w->item_rows);
+}
+
+const uint8_t *dev_pack_item_panels(const dev_panels *w, size_t item)
+{
+    return w->panels + item % w->pair_items * w->item_pairs * 2 * w->panel_bytes;
 }
 
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out)
 {
-    cut c = cut_of(w, n_rows);
-    size_t pair_items = (c.n_pairs + c.pairs - 1) / c.pairs;
-    size_t pair = item % pair_items * c.pairs, last = pair + c.pairs < c.n_pairs ? pair + c.pairs : c.n_pairs;
-    size_t row = item / pair_items * c.rows;
+    size_t row = 0, n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS);
+    for (; item >= w->pair_items; item -= w->pair_items) row += w->item_rows; /* hardly ever: a division would cost more */
+    size_t pair = item * w->item_pairs, last = pair + w->item_pairs < n_pairs ? pair + w->item_pairs : n_pairs;
     kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .y_stride = w->rows};
-    a.x = p->x[pack_kind_of(w->type)] + row * (w->cols / PACK_COLS) * pack_x_bytes(pack_kind_of(w->type));
-    a.n_rows = n_rows - row < c.rows ? n_rows - row : c.rows;
+    a.x = p->x[pack_kind_of(w->type)] + row * (w->cols / PACK_COLS) * x_bytes(p, pack_kind_of(w->type));
+    a.n_rows = n_rows - row < w->item_rows ? n_rows - row : w->item_rows;
     for (; pair < last; pair++) {
         size_t j0 = pair * 2 * PACK_ROWS;
         a.panel = w->panels + pair * 2 * w->panel_bytes;

@@ -149,7 +149,13 @@ typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size
  *
  * The same bits in every ISA that has the kernels, and for a row the same bits whatever n_rows is. */
 
-/* Turns a row of n_cols (a multiple of 32) floats into integers of one kind: block b as one pack_words or pack_pairs at out + b * step bytes. */
+/* How a table's kernels want activations (pack.h has the blocks). */
+typedef enum pack_form {
+    PACK_SPLIT, /* as bytes: for units that multiply bytes */
+    PACK_WHOLE, /* as 16-bit integers */
+} pack_form;
+
+/* Turns a row of n_cols (a multiple of 32) floats into integers of one kind, in the table's form: block b at out + b * step bytes. */
 typedef enum pack_kind { PACK_WORDS, PACK_PAIRS_16, PACK_PAIRS_7, PACK_KINDS } pack_kind;
 typedef void kern_pack_x_fn(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step);
 
@@ -225,6 +231,7 @@ typedef struct kern_table {
     kern_index_scan_fn *index_scan;
     kern_index_lse_fn *index_lse;
     kern_index_votes_fn *index_votes;
+    pack_form pack_form;                     /* of what pack_x makes and pack_dot takes */
     kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
     kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */
     kern_few_fn *few[QUANT_TYPES];           /* NULL where a tile of dequantised weights does it */

@@ -398,8 +398,9 @@ KERN_INLINE __m512i upper(__m512i v)
     return _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
 }
 
-static inline void words_of(const float *x, float scale, float inverse, pack_words *out)
+static inline void words_of(const float *x, float scale, float inverse, void *to)
 {
+    pack_words *out = to;
     int32_t sum[2];
     KERN_UNROLL for (int i = 0; i < 2; i++) {
         __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(inverse)));
@@ -413,8 +414,9 @@ static inline void words_of(const float *x, float scale, float inverse, pack_wor
     out->unbias_first = -128 * sum[0];
 }
 
-static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out)
+static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
 {
+    pack_pairs *out = to;
     const pack_lattice l = pack_lattice_of(kind);
     const __m512 by = _mm512_set1_ps(inverse), ratio = _mm512_set1_ps(l.ratio), a0 = _mm512_set1_ps(l.across[0]), a1 = _mm512_set1_ps(l.across[1]);
     __m512 y0 = _mm512_mul_ps(_mm512_loadu_ps(x), by), y1 = _mm512_mul_ps(_mm512_loadu_ps(x + 16), by);
@@ -441,6 +443,7 @@ static void x_row(const float *x, size_t n_cols, pack_kind kind, void *out, size
 void kern_fill_avx512vnni_pack(kern_table *t)
 {
     kern_fill_avx512_pack_few(t);
+    t->pack_form = PACK_SPLIT;
     t->pack_x = x_row;
     t->pack_dot[QUANT_Q8_0] = dot_q8_0;
     t->pack_dot[QUANT_Q4_0] = dot_q4_0;

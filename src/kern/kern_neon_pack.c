@@ -33,8 +33,9 @@ KERN_INLINE int32x4_t lower(int32x4_t v)
     return vsubq_s32(v, vshlq_n_s32(upper(v), 8));
 }
 
-static inline void words_of(const float *x, float scale, float inverse, pack_words *out)
+static inline void words_of(const float *x, float scale, float inverse, void *to)
 {
+    pack_words *out = to;
     int32x4_t high[8], low[8];
     int32_t sum[2] = {0, 0};
     KERN_UNROLL for (int i = 0; i < 8; i++) {
@@ -53,8 +54,9 @@ static inline void words_of(const float *x, float scale, float inverse, pack_wor
     out->unbias_first = -128 * sum[0];
 }
 
-static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out)
+static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
 {
+    pack_pairs *out = to;
     const pack_lattice l = pack_lattice_of(kind);
     int32x4_t high[8], low[4], sum = vdupq_n_s32(0);
     KERN_UNROLL for (int i = 0; i < 4; i++) {

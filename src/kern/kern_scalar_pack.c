@@ -155,8 +155,9 @@ static int32_t upper(int32_t v)
     return (v + 128) >> 8;
 }
 
-static void words_of(const float *x, float scale, float inverse, pack_words *out)
+static void words_of(const float *x, float scale, float inverse, void *to)
 {
+    pack_words *out = to;
     int32_t sum[2] = {0, 0};
     for (int k = 0; k < PACK_COLS; k++) {
         int32_t v = nearest(x[k] * inverse);
@@ -170,8 +171,9 @@ static void words_of(const float *x, float scale, float inverse, pack_words *out
     out->unbias_first = -128 * sum[0];
 }
 
-static void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out)
+static void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
 {
+    pack_pairs *out = to;
     const pack_lattice l = pack_lattice_of(kind);
     int32_t sum = 0, ratio = pack_ratio(kind);
     for (int k = 0; k < PACK_COLS / 2; k++) {

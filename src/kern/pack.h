@@ -27,6 +27,9 @@
  * Their v are a lattice, 256 points in a square of 256 by 256.  Its rows are 16 apart for the ratio 16, which makes an activation one of 12 bits, and 36 for the ratio 7,
  * where only v[k] is rounded to such steps and v[k + 16] to a fifth of them.  The shift gives back what a common scale takes from small blocks.
  *
+ * Units that multiply integers of 16 bits take the same v whole (AVX2: vpmaddwd, one product a column).  The form, split or whole, belongs to the table of kernels; v does
+ * not depend on it.
+ *
  * Either way the sum over a block is an exact integer, whatever unit computes it:
  *
  *   s = sum over PACK_SUPER blocks, ascending, in f32, from 0: s = fma((float)(sum of (u - bias) * v) * 2^shift, d, s), then, with minima,
@@ -46,7 +49,7 @@
 
 enum { PACK_ROWS = 16, PACK_COLS = 32, PACK_SUPER = 8 /* blocks that share a d in the types with super-blocks */ };
 
-/* One block of one row of activations. */
+/* One block of one row of activations, split. */
 typedef struct pack_words {
     float scale;
     float sum;                    /* of v */
@@ -63,6 +66,22 @@ typedef struct pack_pairs {
     int8_t high[PACK_COLS];
     int8_t low[PACK_COLS / 2];
 } pack_pairs;
+
+/* The same whole.  The four columns of a quad lie in the order 0 2 1 3: a lane of weights becomes 16-bit integers two at a time, the even bytes by a mask and the odd ones by
+ * a shift. */
+typedef struct pack_whole_words {
+    float scale;
+    int32_t unbias;       /* -128 times the sum of v */
+    int32_t unbias_of[2]; /* the same over each half of the block */
+    int16_t v[PACK_COLS];
+} pack_whole_words;
+
+typedef struct pack_whole_pairs {
+    float scale;
+    float sum;             /* as in pack_pairs, and so the next two */
+    int32_t unbias, shift;
+    int16_t v[PACK_COLS];
+} pack_whole_pairs;
 
 static inline pack_kind pack_kind_of(uint32_t type)
 {
@@ -82,10 +101,17 @@ static inline int pack_ratio(pack_kind kind)
     return kind == PACK_PAIRS_16 ? 16 : 7;
 }
 
-/* Bytes of a block of a row. */
+/* Bytes of a block of a row, split. */
 static inline size_t pack_x_bytes(pack_kind kind)
 {
     return kind == PACK_WORDS ? sizeof(pack_words) : sizeof(pack_pairs);
+}
+
+/* Bytes of a block of a row in the form of a table. */
+static inline size_t pack_form_bytes(pack_form form, pack_kind kind)
+{
+    if (form == PACK_SPLIT) return pack_x_bytes(kind);
+    return kind == PACK_WORDS ? sizeof(pack_whole_words) : sizeof(pack_whole_pairs);
 }
 
 /* How a pair y, in steps of 1, is rounded to the lattice: n = nearest((ratio * y0 - y1) / 256), then m = nearest((r0 + ratio * r1) * along) of what n * across leaves,
@@ -105,11 +131,11 @@ enum { PACK_MAX_SHIFT = 6 };
 #define PACK_LEAST 1e-30f
 
 /* Turns one row into blocks of a kind, step bytes apart, by the functions of an ISA.  largest: of PACK_COLS sizes |x|, or infinity when one of them is no finite number.
- * words, pairs: one block, whose x are multiplied by inverse before they are rounded. */
+ * words, pairs: one block in the form of the ISA's table, whose x are multiplied by inverse before they are rounded. */
 typedef struct pack_x_ops {
     float (*largest)(const float *x);
-    void (*words)(const float *x, float scale, float inverse, pack_words *out);
-    void (*pairs)(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, pack_pairs *out);
+    void (*words)(const float *x, float scale, float inverse, void *out);
+    void (*pairs)(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *out);
 } pack_x_ops;
 
 /* How many times the largest size of a block can be doubled without exceeding that of all, at most PACK_MAX_SHIFT: the difference of their exponents, one less when the
@@ -123,8 +149,10 @@ static inline int32_t pack_doublings(float most, float block)
     return n < PACK_MAX_SHIFT ? n : PACK_MAX_SHIFT;
 }
 
+/* Where an x is no finite number the scale is none either, which makes NaN of every product. */
 static inline void pack_x_row(const pack_x_ops ops, const float *x, size_t n_cols, pack_kind kind, uint8_t *to, size_t step)
 {
+    static const float zeros[PACK_COLS] = {0};
     for (size_t left = n_cols / PACK_COLS; left;) {
         size_t n = left < PACK_SUPER ? left : PACK_SUPER;
         float largest[PACK_SUPER], most = 0;
@@ -135,15 +163,15 @@ static inline void pack_x_row(const pack_x_ops ops, const float *x, size_t n_col
         const float steps = kind == PACK_WORDS ? 32512.0f : 30400.0f;
         float scale = most > PACK_LEAST ? most / steps : 0, inverse = most > PACK_LEAST ? steps / most : 0;
         if (kind != PACK_WORDS) scale *= 1.0f / (1 << PACK_MAX_SHIFT);
+        bool bad = isinf(most);
+        if (bad) scale = NAN, inverse = 0;
         for (size_t b = 0; b < n; b++, x += PACK_COLS, to += step) {
-            if (isinf(most)) {
-                memset(to, 0, pack_x_bytes(kind));
-                memcpy(to, &(float){NAN}, sizeof(float)); /* the scale: NaN in every product */
-            } else if (kind == PACK_WORDS) {
-                ops.words(x, scale, inverse, (pack_words *)(void *)to);
+            const float *from = bad ? zeros : x;
+            if (kind == PACK_WORDS) {
+                ops.words(from, scale, inverse, to);
             } else {
                 int32_t n_doubled = pack_doublings(most, largest[b]);
-                ops.pairs(x, kind, scale, inverse * (float)(1 << n_doubled), PACK_MAX_SHIFT - n_doubled, (pack_pairs *)(void *)to);
+                ops.pairs(from, kind, scale, inverse * (float)(1 << n_doubled), PACK_MAX_SHIFT - n_doubled, to);
             }
         }
         left -= n;
