@@ -379,11 +379,6 @@ void pool_free(spw_pool *p)
     mem_free(p);
 }
 
-size_t pool_share(const spw_pool *p, size_t n_items, int worker)
-{
-    return n_items * (size_t)worker / (size_t)p->n_threads;
-}
-
 int pool_n_threads(const spw_pool *p)
 {
     return p->n_threads;

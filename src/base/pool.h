@@ -25,8 +25,6 @@ const numa_topology *pool_numa(const spw_pool *p);
 /* Runs fn for items 0 .. n_items-1 and returns when all are done.  One job at a time; not from inside an item.  Items do not wait for each other: a worker
  * whose core another program has gets none for a while. */
 void pool_run(spw_pool *p, size_t n_items, pool_fn *fn, void *ctx);
-/* The item at which a worker's share of a job begins, unless a worker is left out; worker pool_n_threads: the number of items. */
-size_t pool_share(const spw_pool *p, size_t n_items, int worker);
 /* One item for each thread, which may wait for each other. */
 void pool_run_all(spw_pool *p, pool_fn *fn, void *ctx);
 

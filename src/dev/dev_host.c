@@ -19,8 +19,6 @@ enum {
     ROWS_PER_ITEM = 8,   /* rows of an elementwise work item */
     INLINE_FLOATS = 1 << 15, /* elementwise work below this is not worth a fork */
     MAX_PRODUCTS = 4,
-    LINE = 64,
-    NEXT_BYTES = 32 << 10,   /* of the next product's factors that a worker asks for at the end of its share of this one */
 };
 
 struct dev_buf {
@@ -40,8 +38,6 @@ typedef struct dev_host {
     const kern_table *kern;
     spw_pool *pool;
     dev_pack *pack; /* NULL: nothing is repacked */
-    const dev_weight *next[MAX_PRODUCTS]; /* the factors of the product after the next one, if they are known */
-    size_t n_next;
     float *tiles; /* per worker: a tile of weights, PANEL_OUTS x TILE_COLS, then its sums, TILE_ROWS x PANEL_OUTS */
 } dev_host;
 
@@ -183,17 +179,9 @@ static void norm_rows(const row_job *j, size_t from, size_t to)
 
 static void host_expect(dev *d, const dev_weight *w)
 {
-    enum { MOST = 16 << 10 };
+    enum { LINE = 64, MOST = 16 << 10 };
     (void)d;
     for (size_t at = 0; at < w->row_bytes && at < MOST; at += LINE) __builtin_prefetch(w->data + at, 0, 2);
-}
-
-static void host_expect_factors(dev *d, const dev_weight *const *w, size_t n)
-{
-    dev_host *h = host_of(d);
-    SPW_CHECK(n <= MAX_PRODUCTS);
-    memcpy(h->next, w, n * sizeof *w);
-    h->n_next = n;
 }
 
 static void host_rms_norm(dev *d, const dev_buf *x, const dev_weight *w, size_t n_rows, float eps, dev_buf *out)
@@ -269,11 +257,7 @@ typedef struct product_job {
     const float *x;
     size_t n_rows;
     const dev_product *products;
-    size_t n_products;
     size_t first_item[MAX_PRODUCTS + 1]; /* item at which product i starts */
-    const dev_weight *const *next; /* factors of the next product */
-    size_t n_next;
-    size_t first_next[MAX_PRODUCTS + 1];
 } product_job;
 
 static size_t n_items_of(const dev_weight *w, size_t n_rows)
@@ -326,19 +310,9 @@ static void few_run(const product_job *job, const dev_product *p, size_t j0, siz
     if (p->bias) add_bias(job, p, j0, n_out);
 }
 
-/* The beginning of the worker's share of the next product. */
-static void ask_for_next(const product_job *job, int worker)
+static void product_item(void *ctx, size_t item, int worker)
 {
-    size_t item = pool_share(job->h->pool, job->first_next[job->n_next], worker), i = 0;
-    while (item >= job->first_next[i + 1]) i++;
-    const dev_weight *w = job->next[i];
-    item -= job->first_next[i];
-    const uint8_t *at = w->packed.panels ? dev_pack_item_panels(&w->packed, item) : w->data + item * PANEL_OUTS * w->row_bytes;
-    for (size_t j = 0; j < NEXT_BYTES; j += LINE) __builtin_prefetch(at + j, 0, 2); /* beyond the weight's end it is the next one's, or nothing */
-}
-
-static void run_product_item(const product_job *job, size_t item, int worker)
-{
+    const product_job *job = ctx;
     size_t i = 0;
     while (item >= job->first_item[i + 1]) i++;
     const dev_product *p = &job->products[i];
@@ -357,22 +331,12 @@ static void run_product_item(const product_job *job, size_t item, int worker)
     for (; j0 < end; j0 += step) panel_run(job, p, j0, end - j0 < step ? end - j0 : step, tile);
 }
 
-static void product_item(void *ctx, size_t item, int worker)
-{
-    const product_job *job = ctx;
-    run_product_item(job, item, worker);
-    if (job->n_next && item + 1 == pool_share(job->h->pool, job->first_item[job->n_products], worker + 1)) ask_for_next(job, worker);
-}
-
 static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_product *products, size_t n_products)
 {
     dev_host *h = host_of(d);
     SPW_CHECK(n_products <= MAX_PRODUCTS && (n_rows == 1 || !products[0].host));
-    size_t n_next = n_rows <= KERN_FEW_ROWS ? h->n_next : 0; /* for more rows arithmetic is the limit */
-    h->n_next = 0;
     for (size_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
-        product_job job = {.h = h, .x = x->data + r0 * products[0].w->cols, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS,
-                           .n_products = n_products, .next = h->next, .n_next = n_next};
+        product_job job = {.h = h, .x = x->data + r0 * products[0].w->cols, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
         dev_product shifted[MAX_PRODUCTS];
         dev_buf outs[MAX_PRODUCTS];
         unsigned kinds = 0;
@@ -382,7 +346,6 @@ static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_produ
             kinds |= dev_pack_kinds(&products[i].w->packed);
             job.first_item[i + 1] = job.first_item[i] + n_items_of(products[i].w, job.n_rows);
         }
-        for (size_t i = 0; i < n_next; i++) job.first_next[i + 1] = job.first_next[i] + n_items_of(h->next[i], job.n_rows);
         if (kinds) dev_pack_set_x(h->pack, job.x, job.n_rows, products[0].w->cols, kinds);
         job.products = shifted;
         pool_run(h->pool, job.first_item[n_products], product_item, &job);
@@ -402,7 +365,7 @@ static void host_free(dev *d)
 static const dev_ops host_ops = {
     .name = "host", .free = host_free, .buf_create = host_buf_create, .buf_free = host_buf_free, .view = host_view, .stage = host_stage,
     .commit = host_commit, .weight_create = host_weight_create, .weight_free = host_weight_free, .embed = host_embed, .gather = host_gather,
-    .expect = host_expect, .expect_factors = host_expect_factors, .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
+    .expect = host_expect, .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
 };
 
 dev_repacked dev_host_repacked(const dev *d)

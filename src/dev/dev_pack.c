@@ -256,11 +256,6 @@ size_t dev_pack_n_items(const dev_panels *w, size_t n_rows)
     return w->pair_items * ((n_rows + w->item_rows - 1) / w->item_rows);
 }
 
-const uint8_t *dev_pack_item_panels(const dev_panels *w, size_t item)
-{
-    return w->panels + item % w->pair_items * w->item_pairs * 2 * w->panel_bytes;
-}
-
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out)
 {
     size_t row = 0, n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS);

@@ -34,8 +34,6 @@ unsigned dev_pack_kinds(const dev_panels *w);
 void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, unsigned kinds);
 /* A product is n_items independent items: some outputs of some rows each.  out is row-major, w->rows floats a row; bias may be NULL. */
 size_t dev_pack_n_items(const dev_panels *w, size_t n_rows);
-/* Where the panels of an item begin. */
-const uint8_t *dev_pack_item_panels(const dev_panels *w, size_t item);
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out);
 
 #endif

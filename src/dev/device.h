@@ -71,11 +71,8 @@ typedef struct dev_ops {
     void (*embed)(dev *d, const dev_weight *w, const int32_t *ids, size_t n_rows, dev_buf *out);
     /* out[row] = x[rows[row]], n floats each; rows in host memory */
     void (*gather)(dev *d, const dev_buf *x, const uint32_t *rows, size_t n_rows, size_t n, dev_buf *out);
-    /* Hints, which change nothing: between two uses of a weight all others pass through the caches.
-     * A norm's weight will be read soon, by this thread. */
+    /* A hint, which changes nothing: a norm's weight will be read soon, by this thread.  Between two uses all other weights have passed through the caches. */
     void (*expect)(dev *d, const dev_weight *w);
-    /* The factors of the matmul after the next one, in order: memory is idle while threads wait for each other at its end. */
-    void (*expect_factors)(dev *d, const dev_weight *const *w, size_t n);
     /* out = RMS norm of each row times w; out may be x */
     void (*rms_norm)(dev *d, const dev_buf *x, const dev_weight *w, size_t n_rows, float eps, dev_buf *out);
     /* several products of the same input rows */

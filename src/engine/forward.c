@@ -32,7 +32,6 @@ static void project(spw_engine *e, const engine_layer *l, size_t n)
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     d->ops->rms_norm(d, b->x, l->attn_norm, n, hp->norm_eps, b->h);
-    d->ops->expect_factors(d, (const dev_weight *[]){l->wo}, 1);
     d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->wq, .bias = l->bq, .out = b->q}, {.w = l->wk, .bias = l->bk, .out = b->k}, {.w = l->wv, .bias = l->bv, .out = b->v}}, 3);
     dev_rope r = {.x = b->q, .out = b->q_rot, .n_rows = n, .n_heads = hp->n_head, .head_dim = hp->head_dim, .dim_out = e->dim,
                   .n_pairs = e->rope.n_pairs, .halves = hp->rope.order == MODEL_ROPE_HALVES, .cos_sin = e->cos_sin, .scale = hp->attn_scale,
@@ -79,33 +78,19 @@ static spw_status attend(spw_engine *e, uint32_t layer, size_t n_rows, size_t n,
     return SPW_OK;
 }
 
-/* What is read after the last product of layer i. */
-static void expect_next(spw_engine *e, uint32_t i)
+/* The layer's rest for n rows of the residual stream x and what they attended to; next_norm: what is used after it. */
+static void finish_layer(spw_engine *e, const engine_layer *l, dev_buf *x, const dev_buf *o, const dev_weight *next_norm, size_t n)
 {
-    dev *d = e->dev;
-    bool last = i + 1 == e->model->hp.n_layer;
-    const engine_layer *next = &e->layers[last ? i : i + 1];
-    d->ops->expect(d, last ? e->output_norm : next->attn_norm);
-    if (last) d->ops->expect_factors(d, (const dev_weight *[]){e->output}, 1);
-    else d->ops->expect_factors(d, (const dev_weight *[]){next->wq, next->wk, next->wv}, 3);
-}
-
-/* The rest of layer i for n rows of the residual stream x and what they attended to. */
-static void finish_layer(spw_engine *e, uint32_t i, dev_buf *x, const dev_buf *o, size_t n)
-{
-    const engine_layer *l = &e->layers[i];
     const model_hparams *hp = &e->model->hp;
     const engine_bufs *b = &e->bufs;
     dev *d = e->dev;
     d->ops->expect(d, l->ffn_norm);
-    d->ops->expect_factors(d, (const dev_weight *[]){l->w_gate, l->w_up}, 2);
     d->ops->matmul(d, o, n, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
     d->ops->add(d, x, b->h, n * hp->n_embd);
     d->ops->rms_norm(d, x, l->ffn_norm, n, hp->norm_eps, b->h);
-    d->ops->expect_factors(d, (const dev_weight *[]){l->w_down}, 1);
     d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->w_gate, .out = b->gate}, {.w = l->w_up, .out = b->up}}, 2);
     d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
-    expect_next(e, i);
+    d->ops->expect(d, next_norm);
     d->ops->matmul(d, b->gate, n, (dev_product[]){{.w = l->w_down, .out = b->h}}, 1);
     d->ops->add(d, x, b->h, n * hp->n_embd);
 }
@@ -171,9 +156,9 @@ spw_status forward_pass(spw_engine *e, size_t n_rows, uint32_t n_total, const lo
         if (s) return s;
         if (last && narrowed) {
             narrow(e, requests, n_requests);
-            finish_layer(e, i, b->logit_x, b->q, n_requests);
+            finish_layer(e, l, b->logit_x, b->q, e->output_norm, n_requests);
         } else {
-            finish_layer(e, i, b->x, b->o, n_total);
+            finish_layer(e, l, b->x, b->o, last ? e->output_norm : e->layers[i + 1].attn_norm, n_total);
         }
     }
     return output(e, requests, n_requests, narrowed, err);
