@@ -213,11 +213,6 @@ static void run_flat(dev *d, row_job j, size_t n)
     run_rows(d, &j);
 }
 
-static void host_swiglu(dev *d, dev_buf *gate, const dev_buf *up, size_t n)
-{
-    run_flat(d, (row_job){.run = swiglu_rows, .out = gate->data, .y = up->data}, n);
-}
-
 static void host_add(dev *d, dev_buf *x, const dev_buf *y, size_t n)
 {
     run_flat(d, (row_job){.run = add_rows, .out = x->data, .y = y->data}, n);
@@ -310,18 +305,15 @@ static void few_run(const product_job *job, const dev_product *p, size_t j0, siz
     if (p->bias) add_bias(job, p, j0, n_out);
 }
 
-static void product_item(void *ctx, size_t item, int worker)
+static void run_product(const product_job *job, size_t i, size_t item, int worker)
 {
-    const product_job *job = ctx;
-    size_t i = 0;
-    while (item >= job->first_item[i + 1]) i++;
     const dev_product *p = &job->products[i];
     if (p->w->packed.panels) {
         const float *bias = p->bias ? (const float *)(const void *)p->bias->data : NULL;
-        dev_pack_item(job->h->pack, &p->w->packed, bias, job->n_rows, item - job->first_item[i], p->out->data);
+        dev_pack_item(job->h->pack, &p->w->packed, bias, job->n_rows, item, p->out->data);
         return;
     }
-    size_t j0 = (item - job->first_item[i]) * PANEL_OUTS, end = j0 + PANEL_OUTS < p->w->rows ? j0 + PANEL_OUTS : p->w->rows;
+    size_t j0 = item * PANEL_OUTS, end = j0 + PANEL_OUTS < p->w->rows ? j0 + PANEL_OUTS : p->w->rows;
     if (job->n_rows <= KERN_FEW_ROWS && job->h->kern->few[p->w->type]) {
         few_run(job, p, j0, end - j0);
         return;
@@ -331,12 +323,31 @@ static void product_item(void *ctx, size_t item, int worker)
     for (; j0 < end; j0 += step) panel_run(job, p, j0, end - j0 < step ? end - j0 : step, tile);
 }
 
-static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_product *products, size_t n_products)
+static void product_item(void *ctx, size_t item, int worker)
 {
-    dev_host *h = host_of(d);
-    SPW_CHECK(n_products <= MAX_PRODUCTS && (n_rows == 1 || !products[0].host));
-    for (size_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
-        product_job job = {.h = h, .x = x->data + r0 * products[0].w->cols, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
+    const product_job *job = ctx;
+    size_t i = 0;
+    while (item >= job->first_item[i + 1]) i++;
+    run_product(job, i, item - job->first_item[i], worker);
+}
+
+/* The same outputs of both products, which are cut alike. */
+static void gated_item(void *ctx, size_t item, int worker)
+{
+    const product_job *job = ctx;
+    const dev_weight *w = job->products[0].w;
+    for (size_t i = 0; i < 2; i++) run_product(job, i, item, worker);
+    dev_item it = dev_pack_item_of(&w->packed, job->n_rows, item);
+    for (size_t r = it.row; r < it.row + it.n_rows; r++)
+        job->h->kern->swiglu(job->products[0].out->data + r * w->rows + it.out, job->products[1].out->data + r * w->rows + it.out, it.n_out);
+}
+
+/* Products of the same rows; gated: two that are cut alike, and what gated_item does. */
+static void run_products(dev_host *h, const float *x, size_t n_all, const dev_product *products, size_t n_products, bool gated)
+{
+    SPW_CHECK(n_products <= MAX_PRODUCTS && (n_all == 1 || !products[0].host));
+    for (size_t r0 = 0; r0 < n_all; r0 += TILE_ROWS) {
+        product_job job = {.h = h, .x = x + r0 * products[0].w->cols, .n_rows = n_all - r0 < TILE_ROWS ? n_all - r0 : TILE_ROWS};
         dev_product shifted[MAX_PRODUCTS];
         dev_buf outs[MAX_PRODUCTS];
         unsigned kinds = 0;
@@ -348,8 +359,27 @@ static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_produ
         }
         if (kinds) dev_pack_set_x(h->pack, job.x, job.n_rows, products[0].w->cols, kinds);
         job.products = shifted;
-        pool_run(h->pool, job.first_item[n_products], product_item, &job);
+        if (gated) pool_run(h->pool, job.first_item[1], gated_item, &job);
+        else pool_run(h->pool, job.first_item[n_products], product_item, &job);
     }
+}
+
+static void host_matmul(dev *d, const dev_buf *x, size_t n_rows, const dev_product *products, size_t n_products)
+{
+    run_products(host_of(d), x->data, n_rows, products, n_products, false);
+}
+
+static bool is_cut_alike(const dev_panels *a, const dev_panels *b)
+{
+    return a->panels && b->panels && a->rows == b->rows && a->item_pairs == b->item_pairs && a->item_rows == b->item_rows;
+}
+
+static void host_gated(dev *d, const dev_buf *x, size_t n_rows, const dev_product *gate, const dev_product *up)
+{
+    const dev_product both[] = {*gate, *up};
+    bool alike = is_cut_alike(&gate->w->packed, &up->w->packed);
+    run_products(host_of(d), x->data, n_rows, both, 2, alike);
+    if (!alike) run_flat(d, (row_job){.run = swiglu_rows, .out = gate->out->data, .y = up->out->data}, n_rows * gate->w->rows);
 }
 
 /* ----------------------------------------------------------------------------------------------- create ---- */
@@ -365,7 +395,7 @@ static void host_free(dev *d)
 static const dev_ops host_ops = {
     .name = "host", .free = host_free, .buf_create = host_buf_create, .buf_free = host_buf_free, .view = host_view, .stage = host_stage,
     .commit = host_commit, .weight_create = host_weight_create, .weight_free = host_weight_free, .embed = host_embed, .gather = host_gather,
-    .expect = host_expect, .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .swiglu = host_swiglu, .add = host_add,
+    .expect = host_expect, .rms_norm = host_rms_norm, .matmul = host_matmul, .rope = host_rope, .gated = host_gated, .add = host_add,
 };
 
 dev_repacked dev_host_repacked(const dev *d)

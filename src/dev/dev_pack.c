@@ -256,22 +256,28 @@ size_t dev_pack_n_items(const dev_panels *w, size_t n_rows)
     return w->pair_items * ((n_rows + w->item_rows - 1) / w->item_rows);
 }
 
+dev_item dev_pack_item_of(const dev_panels *w, size_t n_rows, size_t item)
+{
+    const size_t item_outs = w->item_pairs * 2 * PACK_ROWS;
+    size_t row = 0;
+    for (; item >= w->pair_items; item -= w->pair_items) row += w->item_rows; /* few rows have no second block: a division would cost more */
+    size_t out = item * item_outs;
+    return (dev_item){.row = row, .n_rows = n_rows - row < w->item_rows ? n_rows - row : w->item_rows,
+                      .out = out, .n_out = w->rows - out < item_outs ? w->rows - out : item_outs};
+}
+
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out)
 {
-    size_t row = 0, n_pairs = (w->rows + 2 * PACK_ROWS - 1) / (2 * PACK_ROWS);
-    for (; item >= w->pair_items; item -= w->pair_items) row += w->item_rows; /* hardly ever: a division would cost more */
-    size_t pair = item * w->item_pairs, last = pair + w->item_pairs < n_pairs ? pair + w->item_pairs : n_pairs;
-    kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .y_stride = w->rows};
-    a.x = p->x[pack_kind_of(w->type)] + row * (w->cols / PACK_COLS) * x_bytes(p, pack_kind_of(w->type));
-    a.n_rows = n_rows - row < w->item_rows ? n_rows - row : w->item_rows;
-    for (; pair < last; pair++) {
-        size_t j0 = pair * 2 * PACK_ROWS;
-        a.panel = w->panels + pair * 2 * w->panel_bytes;
-        a.n_out = w->rows - j0 < 2 * PACK_ROWS ? w->rows - j0 : 2 * PACK_ROWS;
-        a.y = out + row * w->rows + j0;
+    const dev_item it = dev_pack_item_of(w, n_rows, item);
+    kern_pack_args a = {.panel_bytes = w->panel_bytes, .n_cols = w->cols, .n_rows = it.n_rows, .y_stride = w->rows};
+    a.x = p->x[pack_kind_of(w->type)] + it.row * (w->cols / PACK_COLS) * x_bytes(p, pack_kind_of(w->type));
+    for (size_t j = it.out, end = it.out + it.n_out; j < end; j += 2 * PACK_ROWS) {
+        a.panel = w->panels + j / PACK_ROWS * w->panel_bytes;
+        a.n_out = end - j < 2 * PACK_ROWS ? end - j : 2 * PACK_ROWS;
+        a.y = out + it.row * w->rows + j;
         p->kern->pack_dot[w->type](&a);
         if (!bias) continue;
         for (size_t r = 0; r < a.n_rows; r++)
-            for (size_t i = 0; i < a.n_out; i++) a.y[r * w->rows + i] += bias[j0 + i];
+            for (size_t i = 0; i < a.n_out; i++) a.y[r * w->rows + i] += bias[j + i];
     }
 }

@@ -34,6 +34,11 @@ unsigned dev_pack_kinds(const dev_panels *w);
 void dev_pack_set_x(dev_pack *p, const float *x, size_t n_rows, size_t cols, unsigned kinds);
 /* A product is n_items independent items: some outputs of some rows each.  out is row-major, w->rows floats a row; bias may be NULL. */
 size_t dev_pack_n_items(const dev_panels *w, size_t n_rows);
+/* Which rows and outputs those are. */
+typedef struct dev_item {
+    size_t row, n_rows, out, n_out;
+} dev_item;
+dev_item dev_pack_item_of(const dev_panels *w, size_t n_rows, size_t item);
 void dev_pack_item(const dev_pack *p, const dev_panels *w, const float *bias, size_t n_rows, size_t item, float *out);
 
 #endif

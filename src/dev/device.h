@@ -78,8 +78,9 @@ typedef struct dev_ops {
     /* several products of the same input rows */
     void (*matmul)(dev *d, const dev_buf *x, size_t n_rows, const dev_product *products, size_t n_products);
     void (*rope)(dev *d, const dev_rope *r);
-    /* gate = silu(gate) * up, n floats; x += y, n floats */
-    void (*swiglu)(dev *d, dev_buf *gate, const dev_buf *up, size_t n);
+    /* The two products of the same rows, then gate->out = silu(gate->out) * up->out, silu(v) = v / (1 + e^-v); up->out is used up. */
+    void (*gated)(dev *d, const dev_buf *x, size_t n_rows, const dev_product *gate, const dev_product *up);
+    /* x += y, n floats */
     void (*add)(dev *d, dev_buf *x, const dev_buf *y, size_t n);
 } dev_ops;
 

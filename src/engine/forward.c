@@ -88,8 +88,7 @@ static void finish_layer(spw_engine *e, const engine_layer *l, dev_buf *x, const
     d->ops->matmul(d, o, n, (dev_product[]){{.w = l->wo, .bias = l->bo, .out = b->h}}, 1);
     d->ops->add(d, x, b->h, n * hp->n_embd);
     d->ops->rms_norm(d, x, l->ffn_norm, n, hp->norm_eps, b->h);
-    d->ops->matmul(d, b->h, n, (dev_product[]){{.w = l->w_gate, .out = b->gate}, {.w = l->w_up, .out = b->up}}, 2);
-    d->ops->swiglu(d, b->gate, b->up, n * hp->n_ff);
+    d->ops->gated(d, b->h, n, &(dev_product){.w = l->w_gate, .out = b->gate}, &(dev_product){.w = l->w_up, .out = b->up});
     d->ops->expect(d, next_norm);
     d->ops->matmul(d, b->gate, n, (dev_product[]){{.w = l->w_down, .out = b->h}}, 1);
     d->ops->add(d, x, b->h, n * hp->n_embd);
