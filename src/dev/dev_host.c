@@ -102,7 +102,7 @@ static spw_status host_weight_create(dev *d, const dev_weight_desc *desc, dev_we
     *w = (dev_weight){.type = desc->type, .rows = desc->rows, .cols = desc->cols, .row_bytes = row_bytes, .data = desc->data};
     dev_pack *pack = host_of(d)->pack;
     spw_status s = pack && !desc->lookup ? dev_pack_add(pack, desc, &w->packed, err) : SPW_OK;
-    if (!s && pack && !desc->lookup && desc->rows > 1 && !w->packed.panels) s = dev_pack_move(pack, desc, &w->data, err);
+    if (!s && pack && !desc->lookup && !w->packed.panels) s = dev_pack_move(pack, desc, &w->data, err);
     if (s) {
         mem_free(w);
         return s;
