@@ -53,11 +53,12 @@ static void fill_tables(void)
 #if defined(__x86_64__)
     t.isa = isa_names[ISA_AVX2];
     kern_fill_avx2_quant(&t), kern_fill_avx2_math(&t), kern_fill_avx2_attend(&t), kern_fill_avx2_select(&t), kern_fill_avx2_pack(&t), kern_fill_avx2_q8(&t);
-    kern_fill_avx2_index(&t);
+    kern_fill_avx2_index(&t), kern_fill_avx2_many(&t);
     tables[ISA_AVX2] = t, available[ISA_AVX2] = cpu_has_avx2();
 
     t.isa = isa_names[ISA_AVX512];
     kern_fill_avx512_quant(&t), kern_fill_avx512_math(&t), kern_fill_avx512_attend(&t), kern_fill_avx512_select(&t), kern_fill_avx512_index(&t);
+    t.many_tile = NULL, t.many_end = NULL; /* of AVX2: f32 in 16 lanes is as fast */
     if (__builtin_cpu_supports("avx512vnni")) kern_fill_avx512vnni_pack(&t), kern_fill_avx512vnni_q8(&t), kern_fill_avx512vnni_many(&t);
     if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2")) kern_fill_avx512vbmi_index(&t);
     tables[ISA_AVX512] = t, available[ISA_AVX512] = cpu_has_avx512();

@@ -116,7 +116,7 @@ typedef void kern_quantise_q8_fn(const kern_f16 *rows, size_t n_rows, size_t dim
 
 /* ---- attention of many queries to whole tiles, in integers of 16 bits ------------------------------------------------------------------
  *
- * What a prompt does most: many query rows against the same rows of halves.  Units for pairs of 16-bit integers do twice what f32 units do, and sums of their products
+ * What a prompt does most: many query rows against the same rows of halves.  Units for pairs of 16-bit integers do up to twice what f32 units do, and sums of their products
  * are exact.  For each tile of at most KERN_MANY positions:
  *
  *   keys     channel c: mid and half-width of its values in the tile; k = rne((K - mid) / (half / 8191))
@@ -126,7 +126,7 @@ typedef void kern_quantise_q8_fn(const kern_f16 *rows, size_t n_rows, size_t dim
  *   values   as keys, of 4095 steps; o += 2^(tile's largest - largest so far) * (half / 4095 * (p . v) + mid * sum of p), in f32
  *
  * Subtracting mid takes away what all keys of a tile have in common, which for some models is most of a key; no score changes but all of them.  Errors: docs/NUMERICS.md.
- * A query's bits depend on itself and the tiles alone. */
+ * A query's bits depend on itself and the tiles alone, and are the same in every ISA that has the kernels. */
 enum { KERN_MANY = 128, KERN_MANY_DIM = 512 }; /* positions of a tile at most; elements of a head at most */
 typedef struct kern_many {
     const float *q;   /* n_q rows of dim floats, scaled; row stride dim */
@@ -262,6 +262,7 @@ void kern_fill_avx2_select(kern_table *t);
 void kern_fill_avx2_pack(kern_table *t);
 void kern_fill_avx2_pack_few(kern_table *t);   /* called by the one before */
 void kern_fill_avx2_q8(kern_table *t);
+void kern_fill_avx2_many(kern_table *t);
 void kern_fill_avx2_index(kern_table *t);
 void kern_fill_avx512_quant(kern_table *t);
 void kern_fill_avx512_math(kern_table *t);

@@ -1,41 +1,13 @@
 /* kern_avx512vnni_many.c - attention of many queries to tiles of K and V, in integers of 16 bits (kern.h has the arithmetic).
  *
- * A tile is converted once: keys with pairs of channels side by side and positions in lanes, values with pairs of positions side by side and channels in lanes, which is
- * what vpdpwssd multiplies.  Then groups of up to 6 queries pass over it: scores, weights, values.  Bound: 2 * n * dim / 32 vpdpwssd a query, one a cycle. */
+ * A tile is converted once: keys with pairs of channels side by side and positions in lanes, [dim / 2][KERN_MANY], values with pairs of positions side by side and
+ * channels in lanes, [KERN_MANY / 2][dim], which is what vpdpwssd multiplies.  Then groups of up to 6 queries pass over it: scores, weights, values.
+ * Bound: 2 * n * dim / 32 vpdpwssd a query, one a cycle. */
 #include <float.h>
-#include <string.h>
 
-#include "kern_attend.h"
 #include "kern_avx512.h"
 #include "kern_avx512vnni.h"
-
-#define LOG2_E 1.44269504f
-
-enum { QUERIES = 6, TILE_VECTORS = KERN_MANY / KERN_LANES, K_MOST = 8191, V_MOST = 4095, P_MOST = 4095 };
-
-/* The parts of the scratch. */
-typedef struct many_work {
-    int32_t *k;          /* [dim / 2][KERN_MANY]: channels 2j and 2j + 1 of each position */
-    int32_t *v;          /* [KERN_MANY / 2][dim]: positions 2i and 2i + 1 of each channel */
-    float *mid, *step;   /* [2 * dim]: of K's channels, then V's */
-    int16_t *q;          /* [QUERIES][dim] */
-    float *s;            /* [QUERIES][KERN_MANY] */
-    int16_t *p;          /* [QUERIES][KERN_MANY] */
-} many_work;
-
-static many_work lay_out(void *scratch, size_t dim)
-{
-    many_work w;
-    uint8_t *at = scratch;
-    w.k = (int32_t *)(void *)at, at += dim / 2 * KERN_MANY * sizeof *w.k;
-    w.v = (int32_t *)(void *)at, at += KERN_MANY / 2 * dim * sizeof *w.v;
-    w.mid = (float *)(void *)at, at += 2 * dim * sizeof *w.mid;
-    w.step = (float *)(void *)at, at += 2 * dim * sizeof *w.step;
-    w.s = (float *)(void *)at, at += QUERIES * KERN_MANY * sizeof *w.s;
-    w.p = (int16_t *)(void *)at, at += QUERIES * KERN_MANY * sizeof *w.p;
-    w.q = (int16_t *)(void *)at;
-    return w;
-}
+#include "kern_many.h"
 
 KERN_INLINE __m512 halves_at(const kern_f16 *p)
 {
@@ -44,7 +16,7 @@ KERN_INLINE __m512 halves_at(const kern_f16 *p)
 
 /* ------------------------------------------------------------------------------------------------- tiles ---- */
 
-/* The middle of each channel's values and the size of a step, K_MOST (V_MOST) of which are half their range. */
+/* The middle of each channel's values and the size of a step, MANY_K_MOST (MANY_V_MOST) of which are half their range. */
 static void find_ranges(const kern_f16 *rows, size_t n, size_t dim, const many_work *w)
 {
     for (size_t c = 0; c < 2 * dim; c += KERN_LANES) {
@@ -55,7 +27,7 @@ static void find_ranges(const kern_f16 *rows, size_t n, size_t dim, const many_w
         }
         __m512 half = _mm512_set1_ps(0.5f), a = _mm512_mul_ps(low, half), b = _mm512_mul_ps(high, half);
         _mm512_storeu_ps(w->mid + c, _mm512_add_ps(a, b));
-        _mm512_storeu_ps(w->step + c, _mm512_mul_ps(_mm512_sub_ps(b, a), _mm512_set1_ps(c < dim ? 1.0f / K_MOST : 1.0f / V_MOST)));
+        _mm512_storeu_ps(w->step + c, _mm512_mul_ps(_mm512_sub_ps(b, a), _mm512_set1_ps(c < dim ? 1.0f / MANY_K_MOST : 1.0f / MANY_V_MOST)));
     }
 }
 
@@ -120,14 +92,14 @@ static void convert_values(const kern_f16 *rows, size_t n, size_t dim, const man
 
 /* ------------------------------------------------------------------------------------------------ groups ---- */
 
-/* 2^x for x from -126 to 0; relative error 3e-6. */
+/* 2^x for x from -126 to 0. */
 KERN_INLINE __m512 exp2_of(__m512 x)
 {
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.00957010188f), r, _mm512_set1_ps(0.0559178639f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240247449f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693121814f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.999999261f));
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(MANY_EXP2_C4), r, _mm512_set1_ps(MANY_EXP2_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MANY_EXP2_C2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MANY_EXP2_C1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MANY_EXP2_C0));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -136,22 +108,15 @@ KERN_INLINE __m512 within_floats(__m512 x)
     return _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-FLT_MAX)), _mm512_set1_ps(FLT_MAX));
 }
 
-/* What is known of a group's queries in one tile; lane r: query r. */
-typedef struct many_group {
-    float step[KERN_LANES], base[KERN_LANES]; /* of scores: what an integer is worth, and what all have in common */
-    float most[KERN_LANES], sum[KERN_LANES];  /* largest score; sum of weights */
-} many_group;
-
-/* A query's steps are as small as 16 bits and the sum of its products with K_MOST allow: rounding adds at most half a step a channel. */
 KERN_INLINE float query_step(float largest, float sum)
 {
-    const float by_size = largest / 32767.0f, by_sum = sum / 261900.0f; /* 2^31 / K_MOST, less KERN_MANY_DIM / 2 */
+    const float by_size = largest / MANY_Q_MOST, by_sum = sum / MANY_SUM_MOST;
     return by_size > by_sum ? by_size : by_sum;
 }
 
 KERN_INLINE void prepare(const kern_many *a, const many_work *w, size_t q0, const int n_q, many_group *g)
 {
-    __m512 most[QUERIES], sum[KERN_LANES], base[KERN_LANES];
+    __m512 most[MANY_QUERIES], sum[KERN_LANES], base[KERN_LANES];
     float sums[KERN_LANES];
     KERN_UNROLL for (int r = 0; r < KERN_LANES; r++) sum[r] = base[r] = _mm512_setzero_ps();
     KERN_UNROLL for (int r = 0; r < n_q; r++) {
@@ -164,13 +129,13 @@ KERN_INLINE void prepare(const kern_many *a, const many_work *w, size_t q0, cons
             sum[r] = _mm512_add_ps(sum[r], size);
         }
     }
-    _mm512_storeu_ps(g->base, within_floats(_mm512_mul_ps(avx512_fold16(base), _mm512_set1_ps(LOG2_E))));
+    _mm512_storeu_ps(g->base, within_floats(_mm512_mul_ps(avx512_fold16(base), _mm512_set1_ps(KERN_LOG2E))));
     _mm512_storeu_ps(sums, avx512_fold16(sum));
     KERN_UNROLL for (int r = 0; r < n_q; r++) {
         const float *q = a->q + (q0 + (size_t)r) * a->dim;
         float step = query_step(_mm512_reduce_max_ps(most[r]), sums[r]);
         __m512 inverse = _mm512_set1_ps(step > 1e-30f ? 1.0f / step : 0.0f);
-        g->step[r] = step > 1e-30f ? step * LOG2_E : 0.0f;
+        g->step[r] = step > 1e-30f ? step * KERN_LOG2E : 0.0f;
         for (size_t c = 0; c < a->dim; c += KERN_LANES) {
             __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(q + c), _mm512_loadu_ps(w->step + c)), inverse);
             _mm256_storeu_si256((__m256i *)(void *)(w->q + (size_t)r * a->dim + c), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
@@ -181,7 +146,7 @@ KERN_INLINE void prepare(const kern_many *a, const many_work *w, size_t q0, cons
 /* Scores with n_v vectors of positions from vector v0 on. */
 KERN_INLINE void score_part(const many_work *w, size_t dim, int v0, const int n_q, const int n_v, const many_group *g)
 {
-    __m512i acc[QUERIES][4];
+    __m512i acc[MANY_QUERIES][4];
     KERN_UNROLL for (int r = 0; r < n_q; r++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[r][v] = _mm512_setzero_si512();
     const int32_t *k = w->k + v0 * KERN_LANES;
@@ -210,7 +175,7 @@ KERN_INLINE void weigh(const many_work *w, int r, size_t n, many_group *g)
     __m512 largest = _mm512_load_ps(s);
     for (size_t t = KERN_LANES; t < end; t += KERN_LANES) largest = _mm512_max_ps(largest, _mm512_load_ps(s + t));
     float most = _mm512_reduce_max_ps(largest);
-    __m512 base = _mm512_set1_ps(most), least = _mm512_set1_ps(-126.0f), steps = _mm512_set1_ps(P_MOST);
+    __m512 base = _mm512_set1_ps(most), least = _mm512_set1_ps(-126.0f), steps = _mm512_set1_ps(MANY_P_MOST);
     __m512i sum = _mm512_setzero_si512();
     for (size_t t = 0; t < end; t += KERN_LANES) {
         __m512 x = _mm512_max_ps(_mm512_sub_ps(_mm512_load_ps(s + t), base), least);
@@ -226,7 +191,7 @@ KERN_INLINE void weigh(const many_work *w, int r, size_t n, many_group *g)
 KERN_INLINE void value_part(const kern_many *a, const many_work *w, size_t q0, size_t c, size_t n, const int n_q, const int n_v, const float *keep, const float *scale,
                             const many_group *g)
 {
-    __m512i acc[QUERIES][4];
+    __m512i acc[MANY_QUERIES][4];
     KERN_UNROLL for (int r = 0; r < n_q; r++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[r][v] = _mm512_setzero_si512();
     const int32_t *at = w->v + c;
@@ -275,13 +240,13 @@ KERN_INLINE void group(const kern_many *a, const many_work *w, size_t q0, size_t
 static void many_tile(const kern_many *a, const void *rows, uint32_t n)
 {
     if (!n || !a->n_q) return;
-    many_work w = lay_out(a->scratch, a->dim);
+    many_work w = many_lay_out(a->scratch, a->dim);
     find_ranges(rows, n, a->dim, &w);
     for (size_t t = 0; t < n; t += KERN_LANES)
         for (size_t c = 0; c < a->dim; c += 2 * KERN_LANES) convert_keys(rows, n, t, a->dim, c, &w);
     convert_values(rows, n, a->dim, &w);
     size_t q = 0;
-    for (; q + QUERIES <= a->n_q; q += QUERIES) group(a, &w, q, n, QUERIES);
+    for (; q + MANY_QUERIES <= a->n_q; q += MANY_QUERIES) group(a, &w, q, n, MANY_QUERIES);
     for (; q + 2 <= a->n_q; q += 2) group(a, &w, q, n, 2);
     for (; q < a->n_q; q++) group(a, &w, q, n, 1);
 }
@@ -290,7 +255,7 @@ static void many_end(const kern_many *a, float *lse)
 {
     for (size_t i = 0; i < a->n_q; i++) {
         float *o = a->o + i * a->dim;
-        lse[i] = a->l[i] > 0 ? (float)((double)a->m[i] * 0.69314718055994531 + log((double)a->l[i] / P_MOST)) : -INFINITY;
+        lse[i] = many_lse(a->m[i], a->l[i]);
         if (!(a->l[i] > 0)) continue;
         __m512 l = _mm512_set1_ps(a->l[i]);
         for (size_t c = 0; c < a->dim; c += KERN_LANES) _mm512_storeu_ps(o + c, _mm512_div_ps(_mm512_loadu_ps(o + c), l));

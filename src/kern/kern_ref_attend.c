@@ -1,6 +1,6 @@
 /* kern_ref_attend.c - attention and merge, slow and obvious: each query on its own, first the largest score, then the sums, in f64 with libm; and the
  * size of the scratch, which is the same for every ISA. */
-#include "kern_attend.h"
+#include "kern_many.h"
 
 #include <string.h>
 
@@ -12,8 +12,7 @@ size_t kern_attend_scratch(size_t n_q, size_t dim)
 
 size_t kern_many_scratch(size_t dim)
 {
-    enum { QUERIES = 6 }; /* that pass over a tile together */
-    return 4 * KERN_MANY * dim + 16 * dim + QUERIES * (6 * KERN_MANY + 2 * dim) + 64;
+    return 4 * KERN_MANY * dim + 16 * dim + MANY_QUERIES * (6 * KERN_MANY + 2 * dim) + 64;
 }
 
 /* Element i of row t of a span: K from 0 on, V from dim on. */
