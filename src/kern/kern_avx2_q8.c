@@ -162,7 +162,7 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale)
 }
 
 /* Each pair of n <= LANE_GROUP queries from i on eight times, for lanes_group: for each quad of elements the even ones of every query, then the odd ones.  They lie behind
- * the integers themselves, where the scratch has room for them. */
+ * the integers themselves, where kern_attend_scratch leaves room: of its (256 + 128 dim) words, dim at least 64, scores, quads and integers take 2048 + 32 q_stride, and these 32 dim. */
 KERN_INLINE __m256i *spread_pairs(const q8_work *w)
 {
     return (__m256i *)(void *)(w->q + Q8_BLOCK * w->q_stride);

@@ -3,7 +3,7 @@
  * The one thing to know: a choice is a function of the queries, the codes and the number of positions alone.  Work is cut at fixed positions, never by threads.
  *
  *     prepare   everything, or how much of the middle; the queries' tables; sink and window are attended
- *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that a tenth of the positions pass
+ *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that as many positions pass as there are to be candidates
  *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from both planes
  *     rescan    without a threshold, when too few passed: the sample was not like the rest
  *     select    a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; the rule says how many win
@@ -28,9 +28,14 @@ enum {
     WIDTH = 16,          /* floats that are worked on at a time */
     CHOOSE_LEAST = 128,  /* positions for every group: a small share of a short middle is too little */
 };
-#define CANDIDATES      0.1  /* share of the middle that passes the signs, */
-#define CANDIDATES_OVER 5.0  /* and at least so many times what is chosen; twice as many make outputs 1 to 2 % more exact, and choosing a fifth slower */
-#define CANDIDATES_RULE 0.2  /* for rules, which may choose any of them */
+/* How many positions pass the signs, the candidates: so many times what is chosen for each query head of the group, as every head brings its own.  On seven heads 10 times what is chosen diverge a quarter less
+ * than 5 times; on three 3 times are enough (docs/FIDELITY.md). */
+#define CANDIDATES_HEAD 1.25
+#define CANDIDATES_OVER 4.0 /* times, at least: fewer, and too few pass too often */
+/* What is chosen counts as so much of the middle at least: of a flat budget; by a threshold, and by top-p or error, which may choose any of the candidates. */
+#define CHOSEN_FLAT      0.01
+#define CHOSEN_THRESHOLD 0.025
+#define CHOSEN_COVER     0.05
 #define DENSE_SHARE     0.5  /* of the middle: a budget above reads everything, for scattered rows cost about twice what a stream costs; where exactly the two meet was not measured */
 #define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
 #define THRESHOLD       2e-4 /* of the heads' mean attention: 1.9 to 3.8 % of the middle of three models at 8K and 16K; docs/FIDELITY.md has what that is worth */
@@ -116,7 +121,9 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
     if (budget < CHOOSE_LEAST) budget = CHOOSE_LEAST;
     if (budget >= DENSE_SHARE * n) return false;
     a->wanted = ((size_t)budget + p->block - 1) / p->block;
-    a->candidates = fmax(rule_of(p) == POLICY_FLAT ? CANDIDATES : CANDIDATES_RULE, CANDIDATES_OVER * (double)a->wanted / n);
+    double least = rule_of(p) == POLICY_FLAT ? CHOSEN_FLAT : rule_of(p) == POLICY_THRESHOLD ? CHOSEN_THRESHOLD : CHOSEN_COVER;
+    double share = fmax((double)a->wanted / n, least);
+    a->candidates = share * fmax(CANDIDATES_OVER, CANDIDATES_HEAD * q->n_q);
     a->every = n / SAMPLE_LEAST < SAMPLE_EVERY ? n / SAMPLE_LEAST : SAMPLE_EVERY;
     if (a->every < n / SAMPLE_MOST) a->every = n / SAMPLE_MOST;
     if (a->every < SAMPLE_FEWEST || a->candidates >= 1) a->every = 0;
