@@ -189,8 +189,8 @@ static void spread(const q8_work *w, size_t dim, size_t i, size_t n)
 KERN_INLINE void ask_pairs(q8_ask *c, const int n, kern_hint hint)
 {
     enum { LINE = 64 };
-    if (!c->at) return;
-    KERN_UNROLL for (int i = 0; i < n; i++) {
+    const int pairs = c->at ? n : 0;
+    KERN_UNROLL for (int i = 0; i < pairs; i++) {
         if (hint == KERN_HINT_T0) _mm_prefetch((const void *)c->at, _MM_HINT_T0), _mm_prefetch((const void *)(c->at + LINE), _MM_HINT_T0);
         else _mm_prefetch((const void *)c->at, _MM_HINT_T1), _mm_prefetch((const void *)(c->at + LINE), _MM_HINT_T1);
         c->at += 2 * LINE;
