@@ -5,6 +5,7 @@
 #ifndef SPW_KERN_AVX2_H
 #define SPW_KERN_AVX2_H
 
+#include <float.h>
 #include <immintrin.h>
 
 #include "kern_simd.h"
@@ -48,6 +49,18 @@ KERN_INLINE __m256 avx2_exp(__m256 d)
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
     __m256i scale = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(_mm256_cmp_ps(d, least, _CMP_GE_OQ), _mm256_mul_ps(p, _mm256_castsi256_ps(scale)));
+}
+
+KERN_INLINE __m256 avx2_within_floats(__m256 x)
+{
+    return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-FLT_MAX)), _mm256_set1_ps(FLT_MAX));
+}
+
+KERN_INLINE float avx2_largest(__m256 v)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
 /* A mask of the first n lanes; n <= 0 is none, n >= 8 all. */

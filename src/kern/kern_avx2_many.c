@@ -136,18 +136,6 @@ KERN_INLINE void exp2_of(__m256 *x, const int n)
     KERN_UNROLL for (int i = 0; i < n; i++) x[i] = _mm256_mul_ps(p[i], scale[i]);
 }
 
-KERN_INLINE __m256 within_floats(__m256 x)
-{
-    return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-FLT_MAX)), _mm256_set1_ps(FLT_MAX));
-}
-
-KERN_INLINE float largest_lane(__m256 v)
-{
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-
 KERN_INLINE int32_t sum_of_lanes(__m256i v)
 {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -185,13 +173,13 @@ KERN_INLINE void prepare(const kern_many *a, const many_work *w, size_t q0, cons
                 largest = _mm256_max_ps(largest, size);
                 sums[h] = _mm256_add_ps(sums[h], size);
             }
-        most[r] = largest_lane(largest);
+        most[r] = avx2_largest(largest);
         sum[r] = _mm256_add_ps(sums[0], sums[1]), base[r] = _mm256_add_ps(bases[0], bases[1]);
     }
     __m256 log2_e = _mm256_set1_ps(KERN_LOG2E), by_size = _mm256_div_ps(_mm256_loadu_ps(most), _mm256_set1_ps(MANY_Q_MOST));
     __m256 step = _mm256_max_ps(by_size, _mm256_div_ps(avx2_fold8(sum), _mm256_set1_ps(MANY_SUM_MOST)));
     __m256 some = _mm256_cmp_ps(step, _mm256_set1_ps(1e-30f), _CMP_GT_OQ);
-    _mm256_storeu_ps(g->base, within_floats(_mm256_mul_ps(avx2_fold8(base), log2_e)));
+    _mm256_storeu_ps(g->base, avx2_within_floats(_mm256_mul_ps(avx2_fold8(base), log2_e)));
     _mm256_storeu_ps(g->step, _mm256_and_ps(_mm256_mul_ps(step, log2_e), some));
     _mm256_storeu_ps(inverse, inverse_of(step));
     KERN_UNROLL for (int r = 0; r < n_q; r++) {
@@ -226,7 +214,7 @@ KERN_INLINE void score_block(const many_work *w, size_t dim, size_t t, const int
     KERN_UNROLL for (int r = 0; r < n_q; r++) {
         __m256 step = _mm256_set1_ps(g->step[r]), base = _mm256_set1_ps(g->base[r]);
         KERN_UNROLL for (int h = 0; h < HALVES; h++)
-            _mm256_store_ps(w->s + (size_t)r * KERN_MANY + t + (size_t)h * AVX2_LANES, within_floats(_mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][h]), step, base)));
+            _mm256_store_ps(w->s + (size_t)r * KERN_MANY + t + (size_t)h * AVX2_LANES, avx2_within_floats(_mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][h]), step, base)));
     }
 }
 
@@ -242,7 +230,7 @@ KERN_INLINE void weigh(const many_work *w, int r, size_t n, many_group *g)
     KERN_UNROLL for (int i = 0; i < WEIGH_VECTORS; i++) x[i] = _mm256_load_ps(s + i * AVX2_LANES);
     for (size_t t = STEP; t < end; t += STEP)
         KERN_UNROLL for (int i = 0; i < WEIGH_VECTORS; i++) x[i] = _mm256_max_ps(x[i], _mm256_load_ps(s + t + i * AVX2_LANES));
-    float most = largest_lane(_mm256_max_ps(_mm256_max_ps(x[0], x[1]), _mm256_max_ps(x[2], x[3])));
+    float most = avx2_largest(_mm256_max_ps(_mm256_max_ps(x[0], x[1]), _mm256_max_ps(x[2], x[3])));
     const __m256 base = _mm256_set1_ps(most), least = _mm256_set1_ps(-126.0f), steps = _mm256_set1_ps(MANY_P_MOST);
     __m256i sum = _mm256_setzero_si256(), y[WEIGH_VECTORS];
     for (size_t t = 0; t < end; t += STEP) {

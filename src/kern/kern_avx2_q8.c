@@ -8,7 +8,6 @@
 #include "kern_avx2.h"
 #include "kern_q8.h"
 
-#include <float.h>
 #include <string.h>
 
 enum {
@@ -100,18 +99,6 @@ typedef struct tile_weights {
     float step[KERN_GROUP];
 } tile_weights;
 
-KERN_INLINE __m256 within_floats(__m256 x)
-{
-    return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-FLT_MAX)), _mm256_set1_ps(FLT_MAX));
-}
-
-KERN_INLINE float largest_lane(__m256 v)
-{
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-
 /* Rounds sixteen floats to integers of 16 bits, which they fit. */
 KERN_INLINE __m256i rounded(__m256 lower, __m256 upper)
 {
@@ -121,8 +108,8 @@ KERN_INLINE __m256i rounded(__m256 lower, __m256 upper)
 /* Sixteen elements of a query as integers. */
 KERN_INLINE __m256i query_words(const float *q, const float *k_scale, __m256 inverse)
 {
-    __m256 x = within_floats(_mm256_mul_ps(_mm256_loadu_ps(q), _mm256_loadu_ps(k_scale)));
-    __m256 y = within_floats(_mm256_mul_ps(_mm256_loadu_ps(q + AVX2_LANES), _mm256_loadu_ps(k_scale + AVX2_LANES)));
+    __m256 x = avx2_within_floats(_mm256_mul_ps(_mm256_loadu_ps(q), _mm256_loadu_ps(k_scale)));
+    __m256 y = avx2_within_floats(_mm256_mul_ps(_mm256_loadu_ps(q + AVX2_LANES), _mm256_loadu_ps(k_scale + AVX2_LANES)));
     return rounded(_mm256_mul_ps(x, inverse), _mm256_mul_ps(y, inverse));
 }
 
@@ -142,7 +129,7 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale)
                 __m256 x = _mm256_mul_ps(_mm256_loadu_ps(q + d + k * AVX2_LANES), _mm256_loadu_ps(k_scale + d + k * AVX2_LANES));
                 most[k] = _mm256_max_ps(most[k], _mm256_andnot_ps(sign, x));
             }
-        float largest = largest_lane(_mm256_min_ps(_mm256_max_ps(most[0], most[1]), _mm256_set1_ps(FLT_MAX)));
+        float largest = avx2_largest(_mm256_min_ps(_mm256_max_ps(most[0], most[1]), _mm256_set1_ps(FLT_MAX)));
         inverse[i] = largest >= KERN_Q8_LEAST ? KERN_Q8_MOST / largest : 0;
         st->w->step[i] = largest >= KERN_Q8_LEAST ? largest / KERN_Q8_MOST : 0;
     }
@@ -189,8 +176,10 @@ static void spread(const q8_work *w, size_t dim, size_t i, size_t n)
 KERN_INLINE void ask_pairs(q8_ask *c, const int n, kern_hint hint)
 {
     enum { LINE = 64 };
-    const int pairs = c->at ? n : 0;
-    KERN_UNROLL for (int i = 0; i < pairs; i++) {
+    if (!c->at) {
+        return; /* braces: clang takes the pragma below for the end of what an if has */
+    }
+    KERN_UNROLL for (int i = 0; i < n; i++) {
         if (hint == KERN_HINT_T0) _mm_prefetch((const void *)c->at, _MM_HINT_T0), _mm_prefetch((const void *)(c->at + LINE), _MM_HINT_T0);
         else _mm_prefetch((const void *)c->at, _MM_HINT_T1), _mm_prefetch((const void *)(c->at + LINE), _MM_HINT_T1);
         c->at += 2 * LINE;
@@ -250,7 +239,7 @@ KERN_INLINE uint32_t first_of(uint32_t t, const int n_t)
 KERN_INLINE void keep_scores(const tile_step *st, size_t i, uint32_t first, uint32_t t, __m256i sums, __m256 step, const int n_q, const int n_t)
 {
     float *s = st->w->s + i * KERN_TILE + first, part[AVX2_LANES];
-    __m256 x = within_floats(_mm256_mul_ps(_mm256_cvtepi32_ps(sums), step));
+    __m256 x = avx2_within_floats(_mm256_mul_ps(_mm256_cvtepi32_ps(sums), step));
     if (first == t && n_t == AVX2_LANES) {
         _mm256_storeu_ps(s, x);
     } else if (first == t && n_t == AVX2_LANES / 2) {
@@ -408,7 +397,7 @@ static float exponentials(float *s, const float *v_scale, float max, float *larg
             _mm256_storeu_ps(s + t + v * AVX2_LANES, x[v]);
         }
     }
-    *largest = largest_lane(most);
+    *largest = avx2_largest(most);
     return avx2_fold(sum[0], sum[1]);
 }
 
@@ -422,7 +411,7 @@ static void soften_group(const tile_step *st, size_t i, const uint32_t *n, tile_
         for (uint32_t t = n[g]; t < KERN_TILE; t++) sg[t] = -INFINITY;
         __m256 most = _mm256_loadu_ps(sg);
         KERN_UNROLL for (size_t t = AVX2_LANES; t < KERN_TILE; t += AVX2_LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(sg + t));
-        top[g] = largest_lane(most);
+        top[g] = avx2_largest(most);
     }
     for (size_t g = 0; g < n_q; g++)
         if (top[g] > m[g]) raise_maximum(st, i + g, top[g]);
