@@ -63,7 +63,7 @@ static const char *block_choices(void)
 
 static const char *index_choices(void)
 {
-    return "0, 1, 2";
+    return "0, 1, 2, 3, 4";
 }
 
 /* In the order of spw_kv_rule. */
@@ -149,7 +149,7 @@ static const option table[] = {
     {MEASURING, group_context, 0, "kv-sink", "N", WHOLE(kv_sink, 0, 1 << 30), NULL, "First positions of the context that are always attended to."},
     {MEASURING, group_context, 0, "kv-window", "N", WHOLE(kv_window, 1, 1 << 30), NULL, "Newest positions that are always attended to."},
     {MEASURING, group_context, 0, "sparse-min-ctx", "N", WHOLE(sparse_min_ctx, 0, 1 << 30), NULL, "Contexts shorter than N positions are read whole."},
-    {MEASURING, group_context, 0, "kv-index", "PLANES", ONE_OF(kv_index, index_choices, NULL), "2", "Bit planes of the index that adaptive searches: more bits find better and take more memory; 0: no index."},
+    {MEASURING, group_context, 0, "kv-index", "PLANES", ONE_OF(kv_index, index_choices, NULL), "3", "Bit planes of the index that adaptive searches: more bits find better and take more memory; 0: no index."},
 
     {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02",
      "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them, or auto; hgca takes its beta. adaptive may be followed by a rule: "

@@ -64,7 +64,7 @@ static void test_sessions(void)
 {
     spw_err err = {0};
     for (int t = 0; t < 3; t++) {
-        for (int planes = 1; planes <= 2; planes++) {
+        for (int planes = 1; planes <= KERN_INDEX_PLANES; planes++) {
             uint64_t want = 0;
             for (int threads = 1; threads <= 3; threads += 2) {
                 spw_engine *e = open_engine(threads, types[t], planes);
@@ -99,7 +99,7 @@ static void test_no_effect_on_results(void)
     spw_err err = {0};
     for (int t = 0; t < 3; t++) {
         uint64_t want = 0;
-        for (int planes = 0; planes <= 2; planes++) {
+        for (int planes = 0; planes <= KERN_INDEX_PLANES; planes++) {
             spw_engine *e = open_engine(2, types[t], planes);
             spw_session *s = new_session(e);
             CHECK_OK(spw_session_eval(s, tokens, 260, &err), err);
@@ -120,8 +120,8 @@ static void test_parameters_and_bytes(void)
     spw_err err = {0};
     spw_engine *e = NULL;
     spw_engine_params p = spw_engine_default_params();
-    CHECK_INT(p.kv_index, 2);
-    static const int bad[] = {-1, 3, 100};
+    CHECK_INT(p.kv_index, KERN_INDEX_USUAL);
+    static const int bad[] = {-1, KERN_INDEX_PLANES + 1, 100};
     for (int i = 0; i < 3; i++) {
         p.kv_index = bad[i];
         CHECK_INT(spw_engine_open(&e, model_path(), &p, &err), SPW_E_ARG);
@@ -131,7 +131,7 @@ static void test_parameters_and_bytes(void)
     CHECK_OK(spw_file_open(&f, model_path(), &err), err);
     for (int t = 0; t < 3; t++) {
         uint64_t without = 0;
-        for (int planes = 0; planes <= 2; planes++) {
+        for (int planes = 0; planes <= KERN_INDEX_PLANES; planes++) {
             spw_memory m;
             e = open_engine(1, types[t], planes);
             spw_session *s = new_session(e);
@@ -175,7 +175,7 @@ static void test_failing_allocator(void)
     for (long n = 0, done = 0; !done; n++) {
         spw_engine *e = NULL;
         mem_fail_after(n, true);
-        spw_status status = spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = 2, .kv_index = 2}, &err);
+        spw_status status = spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = 2, .kv_index = KERN_INDEX_USUAL}, &err);
         mem_fail_after(-1, false);
         if (status) CHECK_INT(status, SPW_E_NOMEM);
         else spw_engine_close(e), done = 1;

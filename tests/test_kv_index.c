@@ -105,7 +105,7 @@ static void compare(const kv_seq *s, unsigned planes)
             kern->index_code(rows[0], 2 * DIM, KV_PAGE_ROWS, DIM, planes, want);
             const uint8_t *code = code_of(s, a, page);
             CHECK((uintptr_t)code % MEM_ALIGN == 0 && !memcmp(code, want, front));
-            if (planes == 2) CHECK(!memcmp(kv_code_outer(s, arenas[a].layer, arenas[a].head, page), want + front, bytes - front));
+            if (planes > 1) CHECK(!memcmp(kv_code_outer(s, arenas[a].layer, arenas[a].head, page), want + front, bytes - front));
             CHECK_INT(((const uint8_t *)kv_side(s, arenas[a].layer, arenas[a].head, page * KV_PAGE_ROWS))[ROOM - 1], 77);
         }
     }
@@ -168,7 +168,7 @@ static void test_random(void)
 {
     size_t before = mem_in_use();
     for (int t = 0; t < 3; t++)
-        for (unsigned planes = 1; planes <= 2; planes++) random_run(77 * planes + (uint64_t)t, types[t], planes, false);
+        for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) random_run(77 * planes + (uint64_t)t, types[t], planes, false);
     CHECK_INT(mem_in_use(), before);
 }
 
@@ -176,7 +176,7 @@ static void test_random_with_failing_allocator(void)
 {
     size_t before = mem_in_use();
     for (int t = 0; t < 3; t++)
-        for (unsigned planes = 1; planes <= 2; planes++) random_run(991 * planes + (uint64_t)t, types[t], planes, true);
+        for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) random_run(991 * planes + (uint64_t)t, types[t], planes, true);
     CHECK_INT(mem_in_use(), before);
 }
 
@@ -186,7 +186,7 @@ static void test_passes(void)
     spw_err err = {0};
     static const uint64_t sizes[] = {CTX, 1, 3, KV_PAGE_ROWS, KV_PAGE_ROWS + 1, 2 * KV_PAGE_ROWS - 1};
     for (int t = 0; t < 3; t++) {
-        for (unsigned planes = 1; planes <= 2; planes++) {
+        for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) {
             kv_store *st = new_store(types[t], planes);
             size_t bytes = kern_index_bytes(KV_PAGE_ROWS, DIM, 1);
             kv_seq *all = new_seq(st), *half = new_seq(st);
@@ -258,7 +258,7 @@ static void test_damage_is_found(void)
 {
     spw_err err = {0};
     for (int t = 0; t < 3; t++) {
-        for (unsigned planes = 1; planes <= 2; planes++) {
+        for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) {
             kv_store *st = new_store(types[t], planes);
             kv_seq *s = new_seq(st);
             CHECK(append(s, types[t], 2 * KV_PAGE_ROWS + 1, CTX, false, 9, &err));
@@ -305,7 +305,7 @@ static void test_bytes(void)
         CHECK(!kv_code(s, 0, 0, 0));
         kv_seq_free(s);
         free_store(none);
-        for (unsigned planes = 1; planes <= 2; planes++) {
+        for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) {
             kv_store *st = new_store(types[t], planes);
             uint64_t code = kern_index_bytes(KV_PAGE_ROWS, DIM, planes);
             CHECK_INT(kv_index_planes(st), planes);

@@ -43,7 +43,7 @@ static kv_store *new_store(kv_type type)
 {
     spw_err err;
     kv_store *st = NULL;
-    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .index_planes = 2, .kern = kern}, &err), err);
+    CHECK_OK(kv_store_create(&st, &(kv_config){.type = type, .n_layer = LAYERS, .n_head_kv = heads, .dim = DIM, .index_planes = KERN_INDEX_USUAL, .kern = kern}, &err), err);
     return st;
 }
 

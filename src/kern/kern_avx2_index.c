@@ -50,21 +50,23 @@ KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h)
     return (index_lanes){butterfly(x.low, h), butterfly(x.high, h)};
 }
 
-KERN_INLINE __m256 levels(__m256 r, float limit, unsigned *signs, unsigned *outer)
+KERN_INLINE unsigned lanes_bits(__m256 low, __m256 high)
 {
-    __m256 far = _mm256_cmp_ps(_mm256_mul_ps(r, r), _mm256_set1_ps(limit), _CMP_GT_OQ);
-    *signs = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(r, _mm256_setzero_ps(), _CMP_GE_OQ));
-    *outer = (unsigned)_mm256_movemask_ps(far);
-    return _mm256_blendv_ps(_mm256_set1_ps(1), _mm256_set1_ps(3), far);
+    return (unsigned)_mm256_movemask_ps(low) | (unsigned)_mm256_movemask_ps(high) << AVX2_LANES;
 }
 
-KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs, unsigned *outer)
+KERN_INLINE unsigned lanes_signs(index_lanes r)
 {
-    unsigned high_signs, high_outer;
-    index_lanes level = {levels(r.low, limit, signs, outer), levels(r.high, limit, &high_signs, &high_outer)};
-    *signs |= high_signs << AVX2_LANES;
-    *outer |= high_outer << AVX2_LANES;
-    return level;
+    const __m256 zero = _mm256_setzero_ps();
+    return lanes_bits(_mm256_cmp_ps(r.low, zero, _CMP_GE_OQ), _mm256_cmp_ps(r.high, zero, _CMP_GE_OQ));
+}
+
+KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where)
+{
+    const __m256 least = _mm256_set1_ps(limit), two = _mm256_set1_ps(2);
+    __m256 low = _mm256_cmp_ps(_mm256_mul_ps(r.low, r.low), least, _CMP_GT_OQ), high = _mm256_cmp_ps(_mm256_mul_ps(r.high, r.high), least, _CMP_GT_OQ);
+    *where = lanes_bits(low, high);
+    return (index_lanes){_mm256_and_ps(low, two), _mm256_and_ps(high, two)};
 }
 
 static void make_tables(const int16_t *whole, size_t dim, uint8_t *tables)
@@ -161,7 +163,7 @@ KERN_INLINE __m256 eight(__m256i n, int high)
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(high ? _mm256_extracti128_si256(n, 1) : _mm256_castsi256_si128(n)));
 }
 
-/* ---- second planes ---------------------------------------------------------------------------------- */
+/* ---- outer planes ----------------------------------------------------------------------------------- */
 
 KERN_INLINE __m128i row_bytes(const uint8_t *row, const size_t n)
 {
@@ -206,14 +208,17 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
     }
 }
 
-/* Adds what u says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and there is room. */
-KERN_INLINE void refine_heads(index_state *s, size_t first, const int n_q)
+/* Adds what plane number plane says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and
+ * there is room. */
+KERN_INLINE void refine_heads(index_state *s, unsigned plane, size_t first, const int n_q)
 {
     index_sums sums;
-    add_signs(s, s->s.turned, s->s.turned, first, n_q, &sums);
+    const uint8_t *signs = s->s.turned + (plane - 1) * s->at.group_bytes;
+    const float share = 1 / (float)(1 << plane);
+    add_signs(s, signs, signs, first, n_q, &sums);
     for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
-        const __m256 slope = _mm256_set1_ps(s->slope[head] / 2), base = _mm256_set1_ps(s->base[head] / 2);
+        const __m256 slope = _mm256_set1_ps(s->slope[head] * share), base = _mm256_set1_ps(s->base[head] * share);
         float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
         KERN_UNROLL for (size_t m = 0; m < 8; m++) {
             const size_t at = AVX2_LANES * m;
@@ -226,10 +231,10 @@ KERN_INLINE void refine_heads(index_state *s, size_t first, const int n_q)
 
 static void refine(index_state *s)
 {
-    const uint8_t **u = s->s.waiting_u + s->first_waiting;
-    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) u[i] = u[0];
-    turn_rows(u, s->at.row_bytes, s->s.turned);
-    FOR_HEADS(s->a->n_q, refine_heads, s);
+    const uint8_t **rows = s->s.waiting_outer + s->first_waiting;
+    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) rows[i] = rows[0];
+    turn_rows(rows, s->at.outer_bytes, s->s.turned);
+    for (unsigned p = 1; p < s->a->planes; p++) FOR_HEADS(s->a->n_q, refine_heads, s, p);
     index_wait_end(s);
 }
 

@@ -3,7 +3,7 @@
  *
  * The one thing to know: a group's 64 positions are the bytes of a vector.  A table has, for each pattern of signs, the sum of the query's integers that agree with it; sums of a
  * chunk fit bytes, those of chunks are widened to 16 bits: the even bytes' as the sum of everything less 256 times that of the odd ones.  Whether a position is kept is
- * decided by integers; floats are made of those that are.  Second planes are added for 64 of them at a time, when they have arrived. */
+ * decided by integers; floats are made of those that are.  Outer planes are added for 64 of them at a time, when they have arrived. */
 #ifndef SPW_KERN_AVX512_INDEX_H
 #define SPW_KERN_AVX512_INDEX_H
 
@@ -45,12 +45,16 @@ KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h)
     return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
 }
 
-KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs, unsigned *outer)
+KERN_INLINE unsigned lanes_signs(index_lanes r)
 {
-    __mmask16 far = _mm512_cmp_ps_mask(_mm512_mul_ps(r, r), _mm512_set1_ps(limit), _CMP_GT_OQ);
-    *signs = _mm512_cmp_ps_mask(r, _mm512_setzero_ps(), _CMP_GE_OQ);
-    *outer = far;
-    return _mm512_mask_blend_ps(far, _mm512_set1_ps(1), _mm512_set1_ps(3));
+    return _mm512_cmp_ps_mask(r, _mm512_setzero_ps(), _CMP_GE_OQ);
+}
+
+KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where)
+{
+    __mmask16 beyond = _mm512_cmp_ps_mask(_mm512_mul_ps(r, r), _mm512_set1_ps(limit), _CMP_GT_OQ);
+    *where = beyond;
+    return _mm512_maskz_mov_ps(beyond, _mm512_set1_ps(2));
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------- */
@@ -147,14 +151,17 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
     }
 }
 
-/* Adds what u says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and there is room. */
-KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, size_t first, const int n_q)
+/* Adds what plane number plane says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and
+ * there is room. */
+KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, unsigned plane, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(s, s->s.turned, s->s.turned, first, n_q, low, high);
+    const uint8_t *signs = s->s.turned + (plane - 1) * s->at.group_bytes;
+    const float share = 1 / (float)(1 << plane);
+    add_signs(s, signs, signs, first, n_q, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
-        const __m512 slope = _mm512_set1_ps(s->slope[head] / 2), base = _mm512_set1_ps(s->base[head] / 2);
+        const __m512 slope = _mm512_set1_ps(s->slope[head] * share), base = _mm512_set1_ps(s->base[head] * share);
         float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting;
         KERN_UNROLL for (int m = 0; m < 4; m++) {
             __m512i half = m < 2 ? low[g] : high[g];
@@ -167,12 +174,12 @@ KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, size_t first,
 
 static void refine(index_state *s)
 {
-    const uint8_t **u = s->s.waiting_u + s->first_waiting;
+    const uint8_t **rows = s->s.waiting_outer + s->first_waiting;
     __m512 scale[4];
-    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) u[i] = u[0];
-    turn_rows(u, s->at.row_bytes, s->s.turned);
+    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) rows[i] = rows[0];
+    turn_rows(rows, s->at.outer_bytes, s->s.turned);
     KERN_UNROLL for (int m = 0; m < 4; m++) scale[m] = _mm512_loadu_ps(s->s.waiting_scale + s->first_waiting + m * KERN_LANES);
-    FOR_HEADS(s->a->n_q, refine_heads, s, scale);
+    for (unsigned p = 1; p < s->a->planes; p++) FOR_HEADS(s->a->n_q, refine_heads, s, scale, p);
     index_wait_end(s);
 }
 

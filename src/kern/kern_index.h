@@ -8,18 +8,19 @@
  *   mean      of each channel, over the page; rotated; rounded to half: m
  *   rotation  Hadamard transforms of the powers of two that add up to dim, largest first (96: 64 then 32), divided by the root of their size; when there is more than one, then
  *             once more on blocks of the same sizes that are counted from the back, so that no channel stays among those of its block
- *   levels    of r = rotated k - m: -3, -1, 1 or 3, outer ones (3) where |r| > the root mean square of r; written as 2 s + u with signs s, u: u = s is an outer level
- *   scale     half; two planes: sum r c / sum c c of the levels c; one plane: mean |r| (least squares, both)
+ *   levels    of r = rotated k - m, P planes: the odd numbers from 1 - 2^P to 2^P - 1; |r| belongs to 2 i + 1 from i steps on, a step so many root mean squares of r that Gaussian
+ *             values are coded best.  A level is written as the sum of 2^(P-1-p) s_p with signs s_p, p < P: s_0 is the sign of r
+ *   scale     half: sum r c / sum c c of the levels c (least squares; one plane: mean |r|)
  *
- *   q.k is about q.m + scale (2 S + U), where S = sum q s, U = sum q u, q rotated alike.  From signs alone: q.m + scale S, of two planes KERN_INDEX_SIGN times the scale.
+ *   q.k is about q.m + scale * (sum of 2^(P-1-p) S_p), where S_p = sum q s_p, q rotated alike.  From signs alone: q.m + f scale S_0, f (1 of one plane) the best for Gaussian r.
  *
  * Layout, every area on a multiple of 64 bytes, the code itself too:
  *
  *   signs   [groups of 64 positions][dim / 8][64] bytes: bit b of byte j, entry e is channel 8 j + b (1: s = +1) of position 32 (e % 2) + e / 2 of its group
  *   scales  [groups][64] halves, in order of positions
  *   mean    [dim] halves
- *   outer   only with two planes: [n_rows][dim / 8] bytes, bit 1: u = +1; begins after kern_index_bytes of one plane, and may be kept elsewhere: few of its rows are read, and what is scanned is
- *           then one stream
+ *   outer   the other planes: [n_rows][planes - 1][dim / 8] bytes, bit 1: +1; begins after kern_index_bytes of one plane, and may be kept elsewhere: few of its rows are read, and what is
+ *           scanned is then one stream
  *
  * Positions that fill up the last group have zeros.  The order of entries is such that sums of bytes, widened to 16 bits by taking even and odd ones, are in order of positions. */
 #ifndef SPW_KERN_INDEX_H
@@ -29,15 +30,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KERN_INDEX_GROUP = 64, KERN_INDEX_DIM = 512 }; /* positions of a group; channels at most, a multiple of 16 */
-/* What the scale of two planes is multiplied with to make the best scale of the signs alone: for Gaussian r, E|r| = .79788 and E rc / E cc = .49902 times its deviation. */
-#define KERN_INDEX_SIGN 1.59890f
+enum { KERN_INDEX_GROUP = 64, KERN_INDEX_DIM = 512, KERN_INDEX_PLANES = 4 }; /* positions of a group; channels at most, a multiple of 16; planes at most */
+enum { KERN_INDEX_USUAL = 3 }; /* planes of the default (docs/FIDELITY.md) */
 
 /* Bytes of a page's code, a multiple of 64. */
 size_t kern_index_bytes(size_t n_rows, size_t dim, unsigned planes);
-/* Bytes that a scan reads for n positions (signs, scale, and the share of the mean of a page of 128), and that refining reads for n more. */
+/* Bytes that a scan reads for n positions (signs, scale, and the share of the mean of a page of 128), and that refining reads for n more (0 with one plane). */
 size_t kern_index_scan_bytes(size_t n_pos, size_t dim);
-size_t kern_index_refine_bytes(size_t n_pos, size_t dim);
+size_t kern_index_refine_bytes(size_t n_pos, size_t dim, unsigned planes);
 
 /* Makes the code of n_rows >= 1 keys, row stride in floats.  Writes every byte of kern_index_bytes. */
 typedef void kern_index_code_fn(const float *k, size_t stride, size_t n_rows, size_t dim, unsigned planes, void *code);
@@ -59,13 +59,13 @@ typedef struct kern_index_scan {
     uint32_t every;           /* 1: all; k: only every k-th group, counted from the first of pages[0] (of each page ceil(page_rows / 64)), for sampling */
     const float *norm;        /* n_q, or NULL for zeros: subtracted from a head's estimates before heads are compared */
     float threshold;          /* kept are positions whose largest of the heads' (estimate from signs - norm) is at least this; -INFINITY keeps all */
-    bool refine;              /* with two planes: estimates of kept positions are made from both */
+    bool refine;              /* with several planes: estimates of kept positions are made from all */
     uint32_t *ids;            /* out: kept positions, ascending; room for end - first + 64 */
     float *estimates;         /* out: [n_q][stride] estimated q.k, the mean's part included, norm not subtracted */
     size_t stride;            /* at least end - first + 64: whole vectors are written */
     void *scratch;            /* kern_index_scratch bytes, 64-byte aligned */
 } kern_index_scan;
-size_t kern_index_scratch(size_t n_q, size_t dim); /* the same for every ISA */
+size_t kern_index_scratch(size_t n_q, size_t dim); /* the same for every ISA and number of planes */
 /* Returns how many positions were kept. */
 typedef size_t kern_index_scan_fn(const kern_index_scan *a);
 

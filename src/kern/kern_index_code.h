@@ -5,7 +5,8 @@
  *   query    integers = round(q / step), step such that those of a chunk of 24 channels add up to a byte at most; total = the sum of their absolute values, half = total / 2 rounded down
  *   sum      n = the sum of the integers that agree with signs, less half; so S = (2 n - (total odd)) * step
  *   kept     when (n * a + 2^14) >> 15 >= threshold for a head; a: the scale as an integer of 15 bits in units of the largest exponent of the page
- *   estimate fma(scale, fma((float)n, slope, base), offset), offset the mean's part; with both planes that of 2 S, and then the same with n of u in the place of offset */
+ *   estimate fma(scale, fma((float)n, slope, base), offset), offset the mean's part; with all planes that of 2^(P-1) S_0, and then for each further plane the same of it, the estimate
+ *            so far in the place of offset */
 #ifndef SPW_KERN_INDEX_CODE_H
 #define SPW_KERN_INDEX_CODE_H
 
@@ -34,7 +35,8 @@ enum {
 /* ---- where things lie ------------------------------------------------------------------------------- */
 
 typedef struct index_layout {
-    size_t groups, row_bytes, group_bytes; /* groups of 64; bytes of a position's signs; of a group's */
+    size_t groups, row_bytes, group_bytes; /* groups of 64; bytes of one plane of a position; of a group's signs */
+    size_t outer_bytes;                    /* of a position's other planes */
     size_t scales, mean, outer, bytes;     /* offsets of the areas behind the signs; the whole */
 } index_layout;
 
@@ -49,7 +51,8 @@ static inline index_layout index_layout_of(size_t n_rows, size_t dim, unsigned p
     l.scales = l.groups * l.group_bytes;
     l.mean = l.scales + l.groups * KERN_INDEX_GROUP * sizeof(kern_f16);
     l.outer = index_round_up(l.mean + dim * sizeof(kern_f16));
-    l.bytes = l.outer + (planes == 2 ? index_round_up(n_rows * l.row_bytes) : 0);
+    l.outer_bytes = (planes - 1) * l.row_bytes;
+    l.bytes = l.outer + index_round_up(n_rows * l.outer_bytes);
     return l;
 }
 
@@ -57,6 +60,25 @@ static inline index_layout index_layout_of(size_t n_rows, size_t dim, unsigned p
 KERN_INLINE size_t index_entry(size_t position)
 {
     return 2 * (position % 32) + position / 32;
+}
+
+/* The step between levels, in root mean squares: of those that Gaussian values are coded best with.  And what a scale is multiplied with to make the best one of the signs alone:
+ * E|r| / (E rc / E cc), in deviations of Gaussian r .79788 / .49902, / .29300 and / .16751 of two, three and four planes. */
+KERN_INLINE float index_level_step(unsigned planes)
+{
+    return planes < 3 ? 1 : planes == 3 ? 0.586f : 0.335f;
+}
+
+KERN_INLINE float index_sign_factor(unsigned planes)
+{
+    return planes < 2 ? 1 : planes == 2 ? 1.59890f : planes == 3 ? 2.72314f : 4.76325f;
+}
+
+/* The square from which on |r| is at least i steps, for a mean square. */
+KERN_INLINE float index_limit(float mean_square, unsigned planes, int i)
+{
+    const float far = (float)i * index_level_step(planes);
+    return mean_square * (far * far);
 }
 
 /* A half; what is too large or not a number is the largest one. */
@@ -96,26 +118,26 @@ static inline index_query index_query_at(const void *prepared, size_t n_q, size_
                          .table_bytes = index_table_bytes(dim)};
 }
 
-/* Parts of scratch.  sums: n of a group's positions, of each head.  Scale and bytes of u of kept positions that wait for those. */
+/* Parts of scratch.  sums: n of a group's positions, of each head.  Scale and outer planes of kept positions that wait for those. */
 typedef struct index_scratch {
     int16_t *sums;
     float *waiting_scale;
-    const uint8_t **waiting_u;
-    uint8_t *turned; /* bytes of u of 64 kept positions, laid out as a group's signs */
+    const uint8_t **waiting_outer;
+    uint8_t *turned; /* outer planes of 64 kept positions, each laid out as a group's signs */
 } index_scratch;
 
 static inline index_scratch index_scratch_at(void *scratch, size_t n_q)
 {
     index_scratch s = {.sums = scratch};
     s.waiting_scale = (float *)(void *)(s.sums + n_q * KERN_INDEX_GROUP);
-    s.waiting_u = (const uint8_t **)(void *)(s.waiting_scale + INDEX_WAITING);
-    s.turned = (uint8_t *)(s.waiting_u + INDEX_WAITING);
+    s.waiting_outer = (const uint8_t **)(void *)(s.waiting_scale + INDEX_WAITING);
+    s.turned = (uint8_t *)(s.waiting_outer + INDEX_WAITING);
     return s;
 }
 
 static inline size_t index_scratch_bytes(size_t n_q, size_t dim)
 {
-    return n_q * KERN_INDEX_GROUP * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + index_chunks(dim) * INDEX_CHUNK * KERN_INDEX_GROUP;
+    return n_q * KERN_INDEX_GROUP * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + (KERN_INDEX_PLANES - 1) * (dim / 8) * KERN_INDEX_GROUP;
 }
 
 /* ---- the groups of a scan --------------------------------------------------------------------------- */
@@ -174,7 +196,7 @@ typedef struct index_state {
     index_layout at;
     bool refine;
     size_t n_kept, n_waiting, first_waiting;
-    float slope[KERN_MAX_G], base[KERN_MAX_G];             /* of what signs add to estimates; that of u is half of the slope, and of the base */
+    float slope[KERN_MAX_G], base[KERN_MAX_G];             /* of what signs add to estimates; those of each further plane are half of the one's before */
     float inverse[KERN_MAX_G];                             /* 1 / (slope of estimates from signs alone) */
     float bar[KERN_MAX_G];                                 /* threshold + norm */
     uint32_t start_all[KERN_MAX_G], start_odd[KERN_MAX_G]; /* what sums start from, so that they come out less half: of all bytes, of the odd ones */
@@ -197,8 +219,8 @@ KERN_INLINE size_t index_place(size_t page, size_t head)
 static inline index_state index_state_begin(const kern_index_scan *a)
 {
     index_state s = {.a = a, .q = index_query_at(a->query, a->n_q, a->dim), .s = index_scratch_at(a->scratch, a->n_q), .at = index_layout_of(a->page_rows, a->dim, a->planes),
-                     .refine = a->refine && a->planes == 2};
-    const float sign = a->planes == 2 ? KERN_INDEX_SIGN : 1, factor = s.refine ? 2 : sign;
+                     .refine = a->refine && a->planes > 1};
+    const float sign = index_sign_factor(a->planes), factor = s.refine ? (float)(1 << (a->planes - 1)) : sign;
     for (size_t g = 0; g < a->n_q; g++) {
         int half = s.q.total[g] >> 1;
         float step = s.q.step[g], odd = (float)(s.q.total[g] & 1);
@@ -223,16 +245,16 @@ static inline float index_power(int exponent)
     return power;
 }
 
-/* Lets the positions of mask wait for their u, and asks for it, into L2.  Their scales are there already. */
+/* Lets the positions of mask wait for their outer planes, and asks for those, into L2.  Their scales are there already. */
 static inline void index_wait(index_state *s, const index_step *step, uint64_t mask)
 {
-    const uint8_t *u = step->outer + step->at * KERN_INDEX_GROUP * s->at.row_bytes;
-    const uint8_t **to = s->s.waiting_u + s->first_waiting + s->n_waiting;
+    const uint8_t *outer = step->outer + step->at * KERN_INDEX_GROUP * s->at.outer_bytes;
+    const uint8_t **to = s->s.waiting_outer + s->first_waiting + s->n_waiting;
     for (; mask; mask &= mask - 1) {
-        *to = u + (size_t)__builtin_ctzll(mask) * s->at.row_bytes;
+        *to = outer + (size_t)__builtin_ctzll(mask) * s->at.outer_bytes;
         __builtin_prefetch(*to++, 0, 2);
     }
-    s->n_waiting = (size_t)(to - s->s.waiting_u) - s->first_waiting;
+    s->n_waiting = (size_t)(to - s->s.waiting_outer) - s->first_waiting;
 }
 
 /* The first 64 waiting positions, or all, are done.  Makes room for a group. */
@@ -242,7 +264,7 @@ static inline void index_wait_end(index_state *s)
     s->first_waiting += n, s->n_waiting -= n;
     if (s->first_waiting + INDEX_FULL + 2 * KERN_INDEX_GROUP <= INDEX_WAITING) return;
     memmove(s->s.waiting_scale, s->s.waiting_scale + s->first_waiting, s->n_waiting * sizeof *s->s.waiting_scale);
-    memmove(s->s.waiting_u, s->s.waiting_u + s->first_waiting, s->n_waiting * sizeof *s->s.waiting_u);
+    memmove(s->s.waiting_outer, s->s.waiting_outer + s->first_waiting, s->n_waiting * sizeof *s->s.waiting_outer);
     s->first_waiting = 0;
 }
 

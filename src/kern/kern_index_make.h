@@ -17,8 +17,10 @@ KERN_INLINE index_lanes lanes_abs(index_lanes x);
 KERN_INLINE float lanes_fold(index_lanes x);
 /* Lane i: x[i] + x[i + h] where bit h of i is 0, otherwise x[i - h] - x[i]. */
 KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h);
-/* Levels 1, or 3 where r * r > limit; bits: r >= 0, and which are 3. */
-KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs, unsigned *outer);
+/* Bits: r >= 0. */
+KERN_INLINE unsigned lanes_signs(index_lanes r);
+/* 2 where r * r > limit, 0 elsewhere; bits: where. */
+KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where);
 
 /* ---- rotation --------------------------------------------------------------------------------------- */
 
@@ -85,8 +87,23 @@ static inline void index_mean(const float *k, size_t stride, size_t n_rows, size
     }
 }
 
-/* One position: its bytes of signs KERN_INDEX_GROUP apart, those of u (NULL: one plane) one after the other.  Returns the scale. */
-static inline float index_row(const float *k, const float *mean, size_t n, uint8_t *signs, uint8_t *u)
+/* The levels of the absolute values of 16 channels, and the bits of all planes: of number i of the steps' borders that r is beyond, those planes change whose weight divides i. */
+static inline index_lanes index_levels(index_lanes r, float mean_square, unsigned planes, unsigned *bits)
+{
+    index_lanes level = lanes_fill(1);
+    const unsigned signs = bits[0] = lanes_signs(r);
+    for (unsigned p = 1; p < planes; p++) bits[p] = ~signs;
+    for (int i = 1; i < 1 << (planes - 1); i++) {
+        unsigned beyond;
+        level = lanes_add(level, lanes_beyond(r, index_limit(mean_square, planes, i), &beyond));
+        for (unsigned p = 1; p < planes; p++)
+            if (i % (1 << (planes - 1 - p)) == 0) bits[p] ^= beyond;
+    }
+    return level;
+}
+
+/* One position: its bytes of signs KERN_INDEX_GROUP apart, those of the other planes one after the other.  Returns the scale. */
+static inline float index_row(const float *k, const float *mean, size_t n, unsigned planes, uint8_t *signs, uint8_t *outer)
 {
     index_lanes x[INDEX_VECTORS], square = lanes_fill(0), sum = square, squares = square;
     index_rotate(k, n, x);
@@ -94,15 +111,15 @@ static inline float index_row(const float *k, const float *mean, size_t n, uint8
         x[i] = lanes_sub(x[i], lanes_load(mean + i * KERN_LANES));
         square = lanes_add(square, lanes_mul(x[i], x[i]));
     }
-    const float limit = u ? lanes_fold(square) / (float)(n * KERN_LANES) : INFINITY;
+    const float mean_square = lanes_fold(square) / (float)(n * KERN_LANES);
     for (size_t i = 0; i < n; i++) {
-        unsigned s, outer;
-        index_lanes level = lanes_levels(x[i], limit, &s, &outer);
+        unsigned bits[KERN_INDEX_PLANES];
+        index_lanes level = index_levels(x[i], mean_square, planes, bits);
         sum = lanes_add(sum, lanes_mul(lanes_abs(x[i]), level));
         squares = lanes_add(squares, lanes_mul(level, level));
-        signs[2 * i * KERN_INDEX_GROUP] = (uint8_t)s;
-        signs[(2 * i + 1) * KERN_INDEX_GROUP] = (uint8_t)(s >> 8);
-        if (u) u[2 * i] = (uint8_t)~(s ^ outer), u[2 * i + 1] = (uint8_t)(~(s ^ outer) >> 8);
+        signs[2 * i * KERN_INDEX_GROUP] = (uint8_t)bits[0];
+        signs[(2 * i + 1) * KERN_INDEX_GROUP] = (uint8_t)(bits[0] >> 8);
+        for (unsigned p = 1; p < planes; p++) outer[2 * ((p - 1) * n + i)] = (uint8_t)bits[p], outer[2 * ((p - 1) * n + i) + 1] = (uint8_t)(bits[p] >> 8);
     }
     return lanes_fold(sum) / lanes_fold(squares);
 }
@@ -118,7 +135,7 @@ static inline void index_make_code(const float *k, size_t stride, size_t n_rows,
     index_mean(k, stride, n_rows, n, (kern_f16 *)(void *)(out + at.mean), mean);
     for (size_t i = 0; i < n_rows; i++) {
         uint8_t *signs = out + i / KERN_INDEX_GROUP * at.group_bytes + index_entry(i % KERN_INDEX_GROUP);
-        scales[i] = index_half(index_row(k + i * stride, mean, n, signs, planes == 2 ? out + at.outer + i * at.row_bytes : NULL));
+        scales[i] = index_half(index_row(k + i * stride, mean, n, planes, signs, out + at.outer + i * at.outer_bytes));
     }
 }
 

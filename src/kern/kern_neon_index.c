@@ -77,19 +77,30 @@ KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h)
     return y;
 }
 
-KERN_INLINE index_lanes lanes_levels(index_lanes r, float limit, unsigned *signs, unsigned *outer)
+/* Bits of a quarter's lanes that are all ones. */
+KERN_INLINE unsigned lanes_bits(uint32x4_t lanes, int quarter)
 {
     const uint32_t bit[NEON_LANES] = {1, 2, 4, 8};
-    const uint32x4_t bits = vld1q_u32(bit);
-    index_lanes level;
-    *signs = *outer = 0;
+    return vaddvq_u32(vandq_u32(lanes, vld1q_u32(bit))) << 4 * quarter;
+}
+
+KERN_INLINE unsigned lanes_signs(index_lanes r)
+{
+    unsigned bits = 0;
+    KERN_UNROLL for (int c = 0; c < NEON_QUARTERS; c++) bits |= lanes_bits(vcgeq_f32(r.v[c], vdupq_n_f32(0)), c);
+    return bits;
+}
+
+KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where)
+{
+    index_lanes two;
+    *where = 0;
     KERN_UNROLL for (int c = 0; c < NEON_QUARTERS; c++) {
-        uint32x4_t far = vcgtq_f32(vmulq_f32(r.v[c], r.v[c]), vdupq_n_f32(limit));
-        *signs |= vaddvq_u32(vandq_u32(vcgeq_f32(r.v[c], vdupq_n_f32(0)), bits)) << 4 * c;
-        *outer |= vaddvq_u32(vandq_u32(far, bits)) << 4 * c;
-        level.v[c] = vbslq_f32(far, vdupq_n_f32(3), vdupq_n_f32(1));
+        uint32x4_t beyond = vcgtq_f32(vmulq_f32(r.v[c], r.v[c]), vdupq_n_f32(limit));
+        *where |= lanes_bits(beyond, c);
+        two.v[c] = vbslq_f32(beyond, vdupq_n_f32(2), vdupq_n_f32(0));
     }
-    return level;
+    return two;
 }
 
 static void make_tables(const int16_t *whole, size_t dim, uint8_t *tables)
@@ -169,7 +180,7 @@ KERN_INLINE float32x4_t halves_at(const kern_f16 *p)
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
 
-/* ---- second planes ---------------------------------------------------------------------------------- */
+/* ---- outer planes ----------------------------------------------------------------------------------- */
 
 KERN_INLINE uint8x16_t row_bytes(const uint8_t *row, const size_t n)
 {
@@ -210,14 +221,16 @@ static void turn_rows(const uint8_t *const *rows, size_t row_length, uint8_t *ou
     }
 }
 
-/* Adds what u says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and there is room. */
-KERN_INLINE void refine_heads(index_state *s, size_t c, size_t first, const int n_q)
+/* Adds what plane number plane says to the estimates of the first 64 waiting positions, for heads first .. first + n_q - 1.  When fewer wait, what stands behind them is of no meaning, and
+ * there is room. */
+KERN_INLINE void refine_heads(index_state *s, unsigned plane, size_t c, size_t first, const int n_q)
 {
     uint16x8_t sums[2][INDEX_HEADS];
-    add_signs(s, s->s.turned + QUARTER * c, first, n_q, sums[0], sums[1]);
+    const float share = 1 / (float)(1 << plane);
+    add_signs(s, s->s.turned + (plane - 1) * s->at.group_bytes + QUARTER * c, first, n_q, sums[0], sums[1]);
     for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
-        const float32x4_t slope = vdupq_n_f32(s->slope[head] / 2), base = vdupq_n_f32(s->base[head] / 2);
+        const float32x4_t slope = vdupq_n_f32(s->slope[head] * share), base = vdupq_n_f32(s->base[head] * share);
         KERN_UNROLL for (size_t m = 0; m < 4; m++) {
             const size_t at = 8 * c + 32 * (m / 2) + NEON_LANES * (m % 2);
             float *estimates = s->a->estimates + head * s->a->stride + s->n_kept - s->n_waiting + at;
@@ -229,10 +242,11 @@ KERN_INLINE void refine_heads(index_state *s, size_t c, size_t first, const int 
 
 static void refine(index_state *s)
 {
-    const uint8_t **u = s->s.waiting_u + s->first_waiting;
-    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) u[i] = u[0];
-    turn_rows(u, s->at.row_bytes, s->s.turned);
-    for (size_t c = 0; c < NEON_QUARTERS; c++) FOR_HEADS(s->a->n_q, refine_heads, s, c);
+    const uint8_t **rows = s->s.waiting_outer + s->first_waiting;
+    for (size_t i = s->n_waiting; i < KERN_INDEX_GROUP; i++) rows[i] = rows[0];
+    turn_rows(rows, s->at.outer_bytes, s->s.turned);
+    for (unsigned p = 1; p < s->a->planes; p++)
+        for (size_t c = 0; c < NEON_QUARTERS; c++) FOR_HEADS(s->a->n_q, refine_heads, s, p, c);
     index_wait_end(s);
 }
 

@@ -16,9 +16,9 @@ size_t kern_index_scan_bytes(size_t n_pos, size_t dim)
     return n_pos * (dim / 8 + sizeof(kern_f16)) + n_pos * dim * sizeof(kern_f16) / 128;
 }
 
-size_t kern_index_refine_bytes(size_t n_pos, size_t dim)
+size_t kern_index_refine_bytes(size_t n_pos, size_t dim, unsigned planes)
 {
-    return n_pos * (dim / 8);
+    return n_pos * (planes - 1) * (dim / 8);
 }
 
 size_t kern_index_query_bytes(size_t n_q, size_t dim)
@@ -66,13 +66,15 @@ static void code_row(const float *r, size_t dim, unsigned planes, size_t positio
 {
     float square[KERN_INDEX_DIM], product[KERN_INDEX_DIM];
     for (size_t d = 0; d < dim; d++) square[d] = r[d] * r[d];
-    float limit = sum_of(square, dim) / (float)dim;
+    float mean_square = sum_of(square, dim) / (float)dim;
     for (size_t d = 0; d < dim; d++) {
-        bool is_outer = planes == 2 && r[d] * r[d] > limit, s = r[d] >= 0, u = is_outer ? s : !s;
-        signs[d / 8 * KERN_INDEX_GROUP + index_entry(position)] |= (uint8_t)(s << d % 8);
-        if (planes == 2) outer[d / 8] |= (uint8_t)(u << d % 8);
-        product[d] = (is_outer ? 3.0f : 1.0f) * fabsf(r[d]);
-        square[d] = is_outer ? 9.0f : 1.0f;
+        int beyond = 0, most = 1 << (planes - 1);
+        while (beyond + 1 < most && r[d] * r[d] > index_limit(mean_square, planes, beyond + 1)) beyond++;
+        int level = 2 * beyond + 1, bits = ((r[d] >= 0 ? level : -level) + 2 * most - 1) / 2; /* the largest of them is of the sign */
+        signs[d / 8 * KERN_INDEX_GROUP + index_entry(position)] |= (uint8_t)((bits >> (planes - 1)) << d % 8);
+        for (unsigned p = 1; p < planes; p++) outer[(p - 1) * (dim / 8) + d / 8] |= (uint8_t)((bits >> (planes - 1 - p) & 1) << d % 8);
+        product[d] = (float)level * fabsf(r[d]);
+        square[d] = (float)(level * level);
     }
     *scale = index_half(sum_of(product, dim) / sum_of(square, dim));
 }
@@ -94,7 +96,7 @@ static void code(const float *k, size_t stride, size_t n_rows, size_t dim, unsig
         memcpy(r, k + i * stride, dim * sizeof *r);
         rotate(r, dim);
         for (size_t d = 0; d < dim; d++) r[d] -= kern_f16_to_f32(mean[d]);
-        code_row(r, dim, planes, i % KERN_INDEX_GROUP, base + i / KERN_INDEX_GROUP * at.group_bytes, &scales[i], base + at.outer + i * at.row_bytes);
+        code_row(r, dim, planes, i % KERN_INDEX_GROUP, base + i / KERN_INDEX_GROUP * at.group_bytes, &scales[i], base + at.outer + i * at.outer_bytes);
     }
 }
 
@@ -109,22 +111,22 @@ static void prepare(const float *q, size_t q_stride, size_t n_q, size_t dim, voi
     }
 }
 
-/* The estimate of one score, from the signs or from both planes. */
-static double estimate(const kern_index_scan *a, size_t number, size_t row, size_t g, bool both)
+/* The estimate of one score, from the signs or from all planes. */
+static double estimate(const kern_index_scan *a, size_t number, size_t row, size_t g, bool all)
 {
     const uint8_t *page = a->pages[number];
     index_layout at = index_layout_of(a->page_rows, a->dim, a->planes);
-    const uint8_t *signs = page + row / KERN_INDEX_GROUP * at.group_bytes, *outer = (a->outer ? (const uint8_t *)a->outer[number] : page + at.outer) + row * at.row_bytes;
+    const uint8_t *signs = page + row / KERN_INDEX_GROUP * at.group_bytes, *outer = (a->outer ? (const uint8_t *)a->outer[number] : page + at.outer) + row * at.outer_bytes;
     const kern_f16 *mean = (const kern_f16 *)(const void *)(page + at.mean), *scales = (const kern_f16 *)(const void *)(page + at.scales);
     const float *q = index_query_at(a->query, a->n_q, a->dim).rotated + g * a->dim;
     double offset = 0, sum = 0, scale = (double)kern_f16_to_f32(scales[row]);
     for (size_t d = 0; d < a->dim; d++) {
         int s = signs[d / 8 * KERN_INDEX_GROUP + index_entry(row % KERN_INDEX_GROUP)] >> d % 8 & 1 ? 1 : -1, level = s;
-        if (both) level = 2 * s + (outer[d / 8] >> d % 8 & 1 ? 1 : -1);
+        for (unsigned p = 1; all && p < a->planes; p++) level = 2 * level + (outer[(p - 1) * at.row_bytes + d / 8] >> d % 8 & 1 ? 1 : -1);
         offset += (double)q[d] * (double)kern_f16_to_f32(mean[d]);
         sum += (double)q[d] * level;
     }
-    return offset + (both || a->planes == 1 ? 1 : (double)KERN_INDEX_SIGN) * scale * sum;
+    return offset + (all ? 1 : (double)index_sign_factor(a->planes)) * scale * sum;
 }
 
 static bool is_kept(const kern_index_scan *a, size_t page, size_t row)
@@ -141,7 +143,7 @@ static size_t scan(const kern_index_scan *a)
         size_t page = p / a->page_rows, row = p % a->page_rows;
         if ((page * groups + row / KERN_INDEX_GROUP) % a->every || !is_kept(a, page, row)) continue;
         for (size_t g = 0; g < a->n_q; g++)
-            a->estimates[g * a->stride + n] = (float)estimate(a, page, row, g, a->refine && a->planes == 2);
+            a->estimates[g * a->stride + n] = (float)estimate(a, page, row, g, a->refine && a->planes > 1);
         a->ids[n++] = p;
     }
     return n;

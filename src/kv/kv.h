@@ -10,7 +10,7 @@
  * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
  * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
  * 2 MiB on (of side areas from the second half of the first on), so that short sessions stay small.  Beside every page lies its code (for each layer and head; those of adjacent pages are one stream), and its side area: the scales of
- * a KV_Q8 page, the outer plane of the code, side_bytes of room for the digests of policies; all shared and copied with the rows.
+ * a KV_Q8 page, the outer planes of the code, side_bytes of room for the digests of policies; all shared and copied with the rows.
  *
  * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
  *
@@ -68,7 +68,7 @@ typedef struct kv_config {
     uint32_t n_layer;
     const uint32_t *n_head_kv; /* per layer, each > 0; copied */
     uint32_t dim;              /* multiple of 16; at most KERN_Q8_DIM for KV_Q8 */
-    unsigned index_planes;     /* bits of a code for each dimension of K, 1 or 2; 0: no index */
+    unsigned index_planes;     /* bits of a code for each dimension of K, KERN_INDEX_PLANES at most; 0: no index */
     size_t side_bytes;         /* for digests: per page, layer and head; 0: none */
     const kern_table *kern;    /* kept; may be NULL unless the type is KV_Q8 or there is an index */
     const numa_topology *numa; /* NULL or of one node: pages lie where the system puts them.  Else each KV head's on the node whose workers get its items (numa.h); kept */
@@ -124,7 +124,7 @@ void kv_read_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos, f
 /* The code of the sequence's page number page, which rows that have been completed fill: kern_index_bytes(KV_PAGE_ROWS, dim, 1) bytes, aligned to 64.
  * NULL without an index. */
 const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
-/* Its outer plane, which lies apart; NULL with fewer than two planes.  kv_code has the areas before it. */
+/* Its outer planes, which lie apart; NULL with fewer than two planes.  kv_code has the areas before it. */
 const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
 /* The room for digests of the page that holds pos, side_bytes aligned to 64, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);

@@ -33,8 +33,8 @@ struct kv_store {
     unsigned index_planes;
     const kern_table *kern;
     size_t row_bytes, page_bytes;
-    size_t code_bytes, front_bytes;     /* of one page in one arena: the code, and what of it comes before the outer plane */
-    size_t outer_at, room_at, side_bytes; /* in the side area of one page in one arena: where the outer plane of the code and the room for digests begin, and the bytes of all */
+    size_t code_bytes, front_bytes;     /* of one page in one arena: the code, and what of it comes before the outer planes */
+    size_t outer_at, room_at, side_bytes; /* in the side area of one page in one arena: where the outer planes of the code and the room for digests begin, and the bytes of all */
     const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;

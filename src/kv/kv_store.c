@@ -51,7 +51,7 @@ size_t kv_pos_bytes(kv_type type, uint32_t dim, unsigned index_planes)
 spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err)
 {
     SPW_CHECK(config->n_layer > 0 && config->dim > 0 && config->dim % 16 == 0 && (config->type != KV_Q8 || config->dim <= KERN_Q8_DIM));
-    SPW_CHECK(config->index_planes <= 2 && (config->kern || (config->type != KV_Q8 && !config->index_planes)));
+    SPW_CHECK(config->index_planes <= KERN_INDEX_PLANES && (config->kern || (config->type != KV_Q8 && !config->index_planes)));
     kv_store *st = mem_zalloc(sizeof *st);
     if (!st) return spw_fail(err, SPW_E_NOMEM, "KV store: out of memory");
     st->n_layer = config->n_layer;

@@ -129,7 +129,7 @@ spw_status measure_top_k(measure_bench *b, spw_err *err);
 
 /* ---- benchmarks of the index (measure_index.c) --------------------------------------------------- */
 
-/* Scans of one head dimension that keep a fifth of the positions, some group sizes, each with signs alone and with second planes for what is kept. */
+/* Scans of one head dimension that keep a fifth of the positions, some group sizes, each with signs alone and with the other planes for what is kept. */
 spw_status measure_index_scan(measure_bench *b, uint32_t dim, spw_err *err);
 /* Choosing a fiftieth of the positions among a fifth of them, some group sizes, one thread. */
 spw_status measure_choose(measure_bench *b, spw_err *err);

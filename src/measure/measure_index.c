@@ -73,14 +73,14 @@ static float random_value(uint64_t *seed)
 /* How many units fit. */
 static size_t count_units(const measure_arena *codes, uint32_t dim)
 {
-    return codes->bytes / (UNIT_PAGES * kern_index_bytes(PAGE_ROWS, dim, 2));
+    return codes->bytes / (UNIT_PAGES * kern_index_bytes(PAGE_ROWS, dim, KERN_INDEX_USUAL));
 }
 
 /* Memory full of codes: first what is scanned of all units, then their outer planes. */
 static spw_status make_codes(measure_bench *b, measure_arena *codes, uint32_t dim, spw_err *err)
 {
     uint64_t seed = 1;
-    size_t n = (size_t)PAGE_ROWS * dim, both = kern_index_bytes(PAGE_ROWS, dim, 2), one = kern_index_bytes(PAGE_ROWS, dim, 1);
+    size_t n = (size_t)PAGE_ROWS * dim, both = kern_index_bytes(PAGE_ROWS, dim, KERN_INDEX_USUAL), one = kern_index_bytes(PAGE_ROWS, dim, 1);
     spw_status s = measure_arena_create(codes, b->arena->bytes / MEMORY_SHARE / HUGE_BYTES * HUGE_BYTES, 0, err);
     if (s) return s;
     float *k = mem_alloc(n * sizeof *k);
@@ -122,7 +122,7 @@ static size_t scan_unit_at(scan_job *j, size_t unit, int worker, float threshold
         w->pages[p] = j->parts + (unit * UNIT_PAGES + p) * j->part_bytes;
         w->outer[p] = j->outer + (unit * UNIT_PAGES + p) * j->outer_bytes;
     }
-    return j->b->kern->index_scan(&(kern_index_scan){.query = j->query, .n_q = j->g, .dim = j->dim, .planes = 2, .pages = w->pages, .outer = w->outer, .page_rows = PAGE_ROWS, .end = UNIT_ROWS,
+    return j->b->kern->index_scan(&(kern_index_scan){.query = j->query, .n_q = j->g, .dim = j->dim, .planes = KERN_INDEX_USUAL, .pages = w->pages, .outer = w->outer, .page_rows = PAGE_ROWS, .end = UNIT_ROWS,
                                                      .every = 1, .threshold = threshold, .refine = j->refine, .ids = w->ids, .estimates = w->estimates, .stride = STRIDE,
                                                      .scratch = w->scratch});
 }
@@ -142,7 +142,7 @@ static void find_threshold(scan_job *j)
     j->threshold = INFINITY;
     for (size_t i = 0; i < UNIT_ROWS / KEPT; i++) j->threshold = fminf(j->threshold, best[ids[i]]);
     j->n_kept = scan_unit_at(j, 0, 0, j->threshold);
-    for (size_t i = 0; i < j->n_kept; i++) j->kept[i] = w->ids[i] / PAGE_ROWS * j->outer_bytes + w->ids[i] % PAGE_ROWS * kern_index_refine_bytes(1, j->dim);
+    for (size_t i = 0; i < j->n_kept; i++) j->kept[i] = w->ids[i] / PAGE_ROWS * j->outer_bytes + w->ids[i] % PAGE_ROWS * kern_index_refine_bytes(1, j->dim, KERN_INDEX_USUAL);
     j->refine = refine;
 }
 
@@ -150,7 +150,7 @@ static spw_status job_create(scan_job *j, measure_bench *b, const measure_arena 
 {
     size_t threads = (size_t)pool_n_threads(b->pool);
     *j = (scan_job){.b = b, .dim = dim, .g = g, .refine = refine, .parts = codes->base, .n_units = count_units(codes, dim), .part_bytes = kern_index_bytes(PAGE_ROWS, dim, 1)};
-    j->outer_bytes = kern_index_bytes(PAGE_ROWS, dim, 2) - j->part_bytes;
+    j->outer_bytes = kern_index_bytes(PAGE_ROWS, dim, KERN_INDEX_USUAL) - j->part_bytes;
     j->outer = j->parts + j->n_units * UNIT_PAGES * j->part_bytes;
     j->query = mem_alloc(kern_index_query_bytes(g, dim));
     j->kept = mem_alloc(UNIT_ROWS * sizeof *j->kept);
@@ -190,12 +190,12 @@ static void read_unit(void *ctx, size_t unit, int worker)
     w->sum += measure_read(&part, 1, j->part_bytes / 2, j->b->arena->reading);
     if (!j->refine) return;
     for (size_t i = 0; i < j->n_kept; i++) w->rows[i] = (kern_span){.rows = j->outer + page * j->outer_bytes + j->kept[i], .n = 1};
-    w->sum += measure_read(w->rows, j->n_kept, kern_index_refine_bytes(1, j->dim), j->b->arena->reading);
+    w->sum += measure_read(w->rows, j->n_kept, kern_index_refine_bytes(1, j->dim, KERN_INDEX_USUAL), j->b->arena->reading);
 }
 
 static double unit_bytes(const scan_job *j)
 {
-    return (double)(kern_index_scan_bytes(UNIT_ROWS, j->dim) + (j->refine ? kern_index_refine_bytes(j->n_kept, j->dim) : 0));
+    return (double)(kern_index_scan_bytes(UNIT_ROWS, j->dim) + (j->refine ? kern_index_refine_bytes(j->n_kept, j->dim, KERN_INDEX_USUAL) : 0));
 }
 
 /* A pass over fresh codes; GB/s.  Lowers *on_cpu to its own. */

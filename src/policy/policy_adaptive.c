@@ -4,7 +4,7 @@
  *
  *     prepare   everything, or how much of the middle; the queries' tables; sink and window are attended
  *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that as many positions pass as there are to be candidates
- *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from both planes
+ *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from all planes
  *     rescan    without a threshold, when too few passed: the sample was not like the rest
  *     select    a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; the rule says how many win
  *
@@ -454,7 +454,7 @@ static uint64_t bytes_read(const adaptive *a, const policy_query *q)
 {
     size_t n_scanned = a->n_sampled, n_refined = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) n_scanned += a->parts[i].n_scanned, n_refined += a->parts[i].n_refined;
-    return kern_index_scan_bytes(n_scanned, q->dim) + (a->planes > 1 ? kern_index_refine_bytes(n_refined, q->dim) : 0);
+    return kern_index_scan_bytes(n_scanned, q->dim) + kern_index_refine_bytes(n_refined, q->dim, a->planes);
 }
 
 static spw_status adaptive_select(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
