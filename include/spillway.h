@@ -193,8 +193,8 @@ typedef struct spw_engine_params {
     float rope_freq_base;          /* 0: the file's */
     uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
     spw_kv_type kv_type;
-    int kv_index;                  /* bit planes of the index of keys, by which policies choose positions: 1, or 2 (default), some 4 or 7 % of the bytes of
-                                    * halves; 0: none.  No effect on what is read in full */
+    int kv_index;                  /* bit planes of the index of keys, by which policies choose positions: 1 to 4, each some 3 to 4 % of the bytes of halves;
+                                    * 3 is the default, 0: none.  No effect on what is read in full */
     bool no_repack;                /* compute products in f32 from the file's values: slower, and exact up to f32 rounding.  See spw_load_stats */
 } spw_engine_params;
 

@@ -3,6 +3,7 @@
 
     tools/compare_llama.py --models a.gguf b.gguf --out results.jsonl             # one round of every test, appended to results.jsonl
     tools/compare_llama.py --models a.gguf --tests tg@8192 --out results.jsonl    # one more round of one test
+    tools/compare_llama.py --models a.gguf --flags "--kv-policy adaptive" --out sparse.jsonl   # spillway with other flags
     tools/compare_llama.py --report results.jsonl                                 # the table of everything measured so far
 
 Needs PyPI's llama-cpp-python, built from source on this machine so that llama.cpp uses all of its instructions; --report needs nothing.  Each test of a
@@ -221,7 +222,7 @@ def busy_seconds():
 def run_ours(args, model, step):
     depth, n_prompt, n_gen, reps = step
     command = [args.spillway, "bench", "-m", model, "-p", str(n_prompt), "-n", str(n_gen), "-d", str(depth), "-r", str(reps), "-t", str(args.threads), "-o", "json"]
-    command += ["--fill"] * (depth > 0) + ["--no-warmup"] * (depth > 1024 and n_prompt > 0)
+    command += ["--fill"] * (depth > 0) + ["--no-warmup"] * (depth > 1024 and n_prompt > 0) + args.flags.split()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -229,7 +230,7 @@ def run_ours(args, model, step):
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     result, = json.loads(done.stdout)
     cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return {"samples_ns": result["samples_ns"], "cpu_s": cpu_s, "build": result["build_commit"], "isa": result["isa"], "logits_hash": result["logits_hash"]}
+    return {"samples_ns": result["samples_ns"], "flags": args.flags, "cpu_s": cpu_s, "build": result["build_commit"], "isa": result["isa"], "logits_hash": result["logits_hash"]}
 
 
 @contextlib.contextmanager
@@ -407,8 +408,9 @@ def report(records, as_json):
         print(json.dumps({"cpu": cpu_name(), "versions": versions, "rows": rows}, indent=1))
         return
     threads = ", ".join(sorted({str(r["threads"]) for r in records}))
+    flags = "".join({" " + r["flags"] for r in records if r.get("flags")})
     print(f"""{cpu_name()}, {threads} threads, f16 KV, median tok/s; spillway {", ".join(versions["spillway"])} against llama-cpp-python {", ".join(versions["llama-cpp-python"])}.
-Ours: `spillway bench -p P -n N -d DEPTH --fill`. `prefill@N` is added up, for both, from batches of {BATCH} tokens at a few depths; `read@N` is a prompt really read.
+Ours: `spillway bench -p P -n N -d DEPTH --fill{flags}`. `prefill@N` is added up, for both, from batches of {BATCH} tokens at a few depths; `read@N` is a prompt really read.
 Ratio: to the better of flash attention off and on; in brackets the lowest and highest of single rounds. ~: only measured while others kept more than
 {DISTURBED} cores busy.
 
@@ -432,6 +434,7 @@ def main():
     p.add_argument("--budget", type=float, default=10, help="seconds after which llama.cpp begins no other repetition; default: 10")
     p.add_argument("--patience", type=int, default=20, help="how often to look, once a second, for a moment without other programs before each timing; default: 20")
     p.add_argument("--spillway", default="build/spillway", metavar="PROGRAM")
+    p.add_argument("--flags", default="", help="more flags for `spillway bench`, in one argument; the same for all rounds of a file")
     p.add_argument("--out", metavar="JSONL", help="add the results to this file, and count those that are there as earlier rounds")
     p.add_argument("--report", metavar="JSONL", help="measure nothing: print the table of this file")
     p.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -454,6 +457,8 @@ def main():
     if not args.models:
         fail("--models: expected at least one GGUF file")
     records = load_records(args.out)
+    if any(r.get("flags", args.flags) != args.flags for r in records if r["fa"] is None):
+        fail(f"--out {args.out}: has rounds with other --flags")
     try:
         with open(args.out, "a", encoding="utf-8") if args.out else contextlib.nullcontext() as out:
             for _ in range(args.rounds):
