@@ -593,7 +593,7 @@ spw_engine_params options_engine(const options *o)
     p.n_batch = (int)o->batch;
     p.kv_type = o->kv_type;
     p.no_repack = o->no_repack;
-    if (o->kv_index) p.kv_index = atoi(o->kv_index);
+    if (o->kv_index) p.kv_index = strcmp(o->kv_index, "0") ? atoi(o->kv_index) : SPW_KV_INDEX_NONE;
     if (o->rope_scaling) {
         const char *s = o->rope_scaling;
         p.rope_scaling = strcmp(s, "yarn") == 0 ? SPW_ROPE_YARN : strcmp(s, "linear") == 0 ? SPW_ROPE_LINEAR : SPW_ROPE_NONE;

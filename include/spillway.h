@@ -185,6 +185,8 @@ typedef enum spw_kv_type {
                      * The newest up to 128 positions are halves until their page is full.  See spw_session_truncate */
 } spw_kv_type;
 
+enum { SPW_KV_INDEX_NONE = -1 };
+
 typedef struct spw_engine_params {
     int n_threads;                 /* 0: one per core that is online; at most 256 */
     int n_batch;                   /* rows evaluated at once, 1..8192; 0: 512.  More costs memory, not exactness */
@@ -193,12 +195,12 @@ typedef struct spw_engine_params {
     float rope_freq_base;          /* 0: the file's */
     uint32_t yarn_orig_ctx;        /* trained length for YaRN; 0: the file's */
     spw_kv_type kv_type;
-    int kv_index;                  /* bit planes of the index of keys, by which policies choose positions: 1 to 4, each some 3 to 4 % of the bytes of halves;
-                                    * 3 is the default, 0: none.  No effect on what is read in full */
+    int kv_index;                  /* bit planes of the index of keys, by which policies choose positions, each some 3 to 4 % of the bytes of halves: 1 to 4;
+                                    * 0: 3; SPW_KV_INDEX_NONE: no index, and adaptive reads everything.  No effect on what is read in full */
     bool no_repack;                /* compute products in f32 from the file's values: slower, and exact up to f32 rounding.  See spw_load_stats */
 } spw_engine_params;
 
-spw_engine_params spw_engine_default_params(void);
+spw_engine_params spw_engine_default_params(void); /* zeros */
 
 /* Loads a model: maps the file, checks every tensor's type and shape, starts the workers. */
 spw_status spw_engine_open(spw_engine **out, const char *path, const spw_engine_params *params, spw_err *err);

@@ -21,7 +21,7 @@ static spw_engine *open_engine(int threads, spw_kv_type type, int planes)
 {
     spw_err err = {0};
     spw_engine *e = NULL;
-    CHECK_OK(spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = threads, .n_batch = 150, .kv_type = type, .kv_index = planes}, &err), err);
+    CHECK_OK(spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = threads, .n_batch = 150, .kv_type = type, .kv_index = planes ? planes : SPW_KV_INDEX_NONE}, &err), err);
     if (!e) exit(1);
     return e;
 }
@@ -120,13 +120,15 @@ static void test_parameters_and_bytes(void)
     spw_err err = {0};
     spw_engine *e = NULL;
     spw_engine_params p = spw_engine_default_params();
-    CHECK_INT(p.kv_index, KERN_INDEX_USUAL);
-    static const int bad[] = {-1, KERN_INDEX_PLANES + 1, 100};
+    static const int bad[] = {-2, KERN_INDEX_PLANES + 1, 100};
     for (int i = 0; i < 3; i++) {
         p.kv_index = bad[i];
         CHECK_INT(spw_engine_open(&e, model_path(), &p, &err), SPW_E_ARG);
         CHECK_HAS(err.msg, "index");
     }
+    CHECK_OK(spw_engine_open(&e, model_path(), NULL, &err), err);
+    CHECK_INT(kv_index_planes(e->store), KERN_INDEX_USUAL);
+    spw_engine_close(e);
     spw_file *f = NULL;
     CHECK_OK(spw_file_open(&f, model_path(), &err), err);
     for (int t = 0; t < 3; t++) {
@@ -135,7 +137,7 @@ static void test_parameters_and_bytes(void)
             spw_memory m;
             e = open_engine(1, types[t], planes);
             spw_session *s = new_session(e);
-            p.kv_type = types[t], p.kv_index = planes;
+            p.kv_type = types[t], p.kv_index = planes ? planes : SPW_KV_INDEX_NONE;
             CHECK_OK(spw_file_memory(f, 2 * KV_PAGE_ROWS, &p, &m, &err), err);
             CHECK_INT(m.kv_bytes_per_pos, spw_engine_info(e)->kv_bytes_per_pos);
             CHECK_OK(spw_session_fill(s, 2 * KV_PAGE_ROWS, 1, &err), err);
@@ -175,7 +177,7 @@ static void test_failing_allocator(void)
     for (long n = 0, done = 0; !done; n++) {
         spw_engine *e = NULL;
         mem_fail_after(n, true);
-        spw_status status = spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = 2, .kv_index = KERN_INDEX_USUAL}, &err);
+        spw_status status = spw_engine_open(&e, model_path(), &(spw_engine_params){.n_threads = 2}, &err);
         mem_fail_after(-1, false);
         if (status) CHECK_INT(status, SPW_E_NOMEM);
         else spw_engine_close(e), done = 1;

@@ -8,7 +8,7 @@
 
 spw_engine_params spw_engine_default_params(void)
 {
-    return (spw_engine_params){.kv_index = KERN_INDEX_USUAL};
+    return (spw_engine_params){0};
 }
 
 static uint32_t padded_dim(uint32_t head_dim)
@@ -16,6 +16,7 @@ static uint32_t padded_dim(uint32_t head_dim)
     return (head_dim + 15) / 16 * 16;
 }
 
+/* Zeros become the defaults that they stand for, and kv_index the number of planes. */
 static spw_status check_params(spw_engine_params *p, spw_err *err)
 {
     if (p->n_threads < 0 || p->n_threads > MAX_THREADS) {
@@ -25,7 +26,10 @@ static spw_status check_params(spw_engine_params *p, spw_err *err)
     if (p->kv_type != SPW_KV_F16 && p->kv_type != SPW_KV_F32 && p->kv_type != SPW_KV_Q8) {
         return spw_fail(err, SPW_E_ARG, "KV type: unknown number %d", (int)p->kv_type);
     }
-    if (p->kv_index < 0 || p->kv_index > KERN_INDEX_PLANES) return spw_fail(err, SPW_E_ARG, "KV index: expected 0 to %d bit planes, found %d", KERN_INDEX_PLANES, p->kv_index);
+    if (p->kv_index < SPW_KV_INDEX_NONE || p->kv_index > KERN_INDEX_PLANES) {
+        return spw_fail(err, SPW_E_ARG, "KV index: expected up to %d bit planes, or SPW_KV_INDEX_NONE (%d), found %d", KERN_INDEX_PLANES, SPW_KV_INDEX_NONE, p->kv_index);
+    }
+    p->kv_index = p->kv_index == SPW_KV_INDEX_NONE ? 0 : p->kv_index ? p->kv_index : KERN_INDEX_USUAL;
     if (!p->n_threads) p->n_threads = system_n_cores() < MAX_THREADS ? system_n_cores() : MAX_THREADS;
     if (!p->n_batch) p->n_batch = DEFAULT_BATCH;
     return SPW_OK;
