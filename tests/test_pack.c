@@ -10,8 +10,8 @@
 #include <float.h>
 
 static const uint32_t types[] = {QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
-enum { N_TYPES = sizeof types / sizeof types[0], MOST_BYTES = sizeof(pack_whole_words) /* of a block of activations */ };
-_Static_assert(sizeof(pack_words) <= MOST_BYTES, "the largest");
+enum { N_TYPES = sizeof types / sizeof types[0], MOST_BYTES = sizeof(pack_alone_words) /* of a block of activations */ };
+_Static_assert(sizeof(pack_words) <= MOST_BYTES && sizeof(pack_whole_pairs) <= MOST_BYTES && sizeof(pack_alone_pairs) <= MOST_BYTES, "the largest");
 
 static size_t row_bytes_of(uint32_t type, size_t cols)
 {
@@ -77,7 +77,7 @@ static double most_off(pack_kind kind, size_t k)
     return kind == PACK_WORDS ? 0.5 : kind == PACK_PAIRS_16 ? 8.5 : k % 32 < 16 ? 18.5 : 6.1;
 }
 
-/* One panel times 8 rows in one ISA: against sums in f64 of the values that weights and activations stand for.  y takes the results. */
+/* One panel times 8 rows in one ISA: against sums in f64 of the values that weights and activations stand for, and each row alone has the same bits.  y takes the results. */
 static void check_panel(const kern_table *t, uint32_t type, size_t cols, const uint8_t *w, const float *x, float *y)
 {
     const kern_table *ref = kern_get("ref");
@@ -100,6 +100,12 @@ static void check_panel(const kern_table *t, uint32_t type, size_t cols, const u
             double off = size > 0 ? fabs(sum - (double)y[r * PACK_ROWS + j]) / size : fabs((double)y[r * PACK_ROWS + j]);
             if (!(off <= worst)) worst = off;
         }
+    }
+    for (size_t r = 0; r < 8; r++) {
+        float alone[PACK_ROWS];
+        t->pack_x(x + r * cols, cols, kind, ints, pack_step_bytes(t->pack_form, kind, 1));
+        t->pack_dot[type](&(kern_pack_args){.panel = panel, .n_cols = cols, .x = ints, .n_rows = 1, .y = alone, .y_stride = PACK_ROWS, .n_out = PACK_ROWS});
+        CHECK(!memcmp(alone, y + r * PACK_ROWS, sizeof alone));
     }
     if (!(worst <= TOL_PACK_REL)) fprintf(stderr, "%s %s %zu columns: off by %.2g\n", t->isa, quant_get(type)->name, cols, worst);
     CHECK(worst <= TOL_PACK_REL);
@@ -153,7 +159,7 @@ static void test_row_counts(void)
             size_t bytes = pack_form_bytes(t->pack_form, pack_kind_of(types[i]));
             float want[8][16], y[8 * 20];
             for (size_t n = 1; n <= 8; n *= 2) {
-                for (size_t r = 0; r < n; r++) t->pack_x(x + r * COLS, COLS, pack_kind_of(types[i]), ints + r * bytes, n * bytes);
+                for (size_t r = 0; r < n; r++) t->pack_x(x + r * COLS, COLS, pack_kind_of(types[i]), ints + r * bytes, pack_step_bytes(t->pack_form, pack_kind_of(types[i]), n));
                 for (size_t k = 0; k < 8 * 20; k++) y[k] = 7;
                 t->pack_dot[types[i]](&(kern_pack_args){.panel = panel, .n_cols = COLS, .x = ints, .n_rows = n, .y = y, .y_stride = 20, .n_out = 11});
                 for (size_t r = 0; r < 8; r++) {
@@ -186,11 +192,11 @@ static void test_many_rows(void)
             size_t bytes = pack_form_bytes(t->pack_form, kind);
             for (size_t r = 0, n; r < ROWS; r += n) {
                 n = pack_group_rows(r, ROWS);
-                for (size_t g = 0; g < n; g++) t->pack_x(x + (r + g) * COLS, COLS, kind, ints + (r * (COLS / 32) + g) * bytes, n * bytes);
+                for (size_t g = 0; g < n; g++) t->pack_x(x + (r + g) * COLS, COLS, kind, ints + (r * (COLS / 32) + g) * bytes, pack_step_bytes(t->pack_form, kind, n));
             }
             args.x = one, args.n_rows = 1, args.y_stride = 32;
             for (size_t r = 0; r < ROWS; r++) {
-                t->pack_x(x + r * COLS, COLS, kind, one, bytes);
+                t->pack_x(x + r * COLS, COLS, kind, one, pack_step_bytes(t->pack_form, kind, 1));
                 args.y = want[r], args.n_out = 32;
                 t->pack_dot[types[i]](&args);
             }
@@ -270,7 +276,7 @@ static void test_hostile_activations(void)
                 float x[COLS] = {0}, y[PACK_ROWS];
                 uint8_t ints[COLS / 32 * MOST_BYTES];
                 x[17] = values[v];
-                t->pack_x(x, COLS, pack_kind_of(kinds[i]), ints, pack_form_bytes(t->pack_form, pack_kind_of(kinds[i])));
+                t->pack_x(x, COLS, pack_kind_of(kinds[i]), ints, pack_step_bytes(t->pack_form, pack_kind_of(kinds[i]), 1));
                 t->pack_dot[kinds[i]](&(kern_pack_args){.panel = panel, .n_cols = COLS, .x = ints, .n_rows = 1, .y = y, .y_stride = 16, .n_out = 16});
                 for (size_t j = 0; j < PACK_ROWS; j++) {
                     if (v < 3) CHECK(y[j] == 0);
@@ -283,10 +289,12 @@ static void test_hostile_activations(void)
     }
 }
 
-/* The largest sums that weights and activations can give: all of the largest size, of either sign, and weights of the largest value. */
+/* The largest sums that weights and activations can give: all of the largest size, of either sign, and weights of the largest value; or all but a few of a size whose low byte is the
+ * largest one. */
 static void test_extremes(void)
 {
     enum { COLS = 256 };
+    static const float sizes[] = {1, 32384.0f / 32512, 30336.0f / 30400};
     for (size_t i = 0; i < N_TYPES; i++) {
         uint64_t seed = 11;
         uint8_t *w = random_weight(types[i], PACK_ROWS, COLS, &seed);
@@ -297,10 +305,10 @@ static void test_extremes(void)
             memcpy(w + at + (types[i] == QUANT_Q6_K ? 208 : 0), &one, 2);
             if (pack_has_minima(types[i])) memcpy(w + at + 2, &one, 2);
         }
-        for (int sign = 0; sign < 3; sign++) {
+        for (int sign = 0; sign < 9; sign++) {
             float x[8 * COLS], first[8 * PACK_ROWS], y[8 * PACK_ROWS];
             const kern_table *before = NULL;
-            for (size_t k = 0; k < 8 * COLS; k++) x[k] = sign == 0 || (sign == 2 && k % 32 < 16) ? 1 : -1;
+            for (size_t k = 0; k < 8 * COLS; k++) x[k] = (sign % 3 == 0 || (sign % 3 == 2 && k % 32 < 16) ? 1 : -1) * (k % 64 ? sizes[sign / 3] : 1);
             for (size_t a = 0; a < N_ISA; a++) {
                 const kern_table *t = kern_get(isas[a]);
                 if (!t || !t->pack_x) continue;

@@ -93,7 +93,7 @@ static size_t x_bytes(const dev_pack *p, pack_kind kind)
     return pack_form_bytes(p->kern->pack_form, kind);
 }
 
-/* Room for the activations of DEV_PACK_ROWS rows. */
+/* Room for the activations of DEV_PACK_ROWS rows: a row alone, which may take as much as two, is the last of fewer, as the number is even. */
 static bool grow_x(dev_pack *p, pack_kind kind, size_t cols)
 {
     size_t bytes;
@@ -226,9 +226,9 @@ static void x_item(void *ctx, size_t item, int worker)
         size_t n = pack_group_rows(row, j->n_rows);
         for (pack_kind kind = 0; kind < PACK_KINDS; kind++) {
             if (!(j->kinds >> kind & 1)) continue;
-            size_t bytes = x_bytes(j->p, kind);
+            size_t bytes = x_bytes(j->p, kind), step = pack_step_bytes(j->p->kern->pack_form, kind, n);
             uint8_t *to = j->p->x[kind] + row * (j->cols / PACK_COLS) * bytes;
-            for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, kind, to + r * bytes, n * bytes);
+            for (size_t r = 0; r < n; r++) j->p->kern->pack_x(j->x + (row + r) * j->cols, j->cols, kind, to + r * bytes, step);
         }
         row += n;
     }

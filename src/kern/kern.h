@@ -152,10 +152,10 @@ typedef void kern_merge_fn(float *oa, float *la, const float *ob, float lb, size
 /* How a table's kernels want activations (pack.h has the blocks). */
 typedef enum pack_form {
     PACK_SPLIT, /* as bytes: for units that multiply bytes */
-    PACK_WHOLE, /* as 16-bit integers */
+    PACK_WHOLE, /* as 16-bit integers; a row that is alone in its group as bytes */
 } pack_form;
 
-/* Turns a row of n_cols (a multiple of 32) floats into integers of one kind, in the table's form: block b at out + b * step bytes. */
+/* Turns a row of n_cols (a multiple of 32) floats into integers of one kind, in the table's form: block b at out + b * step bytes (pack_step_bytes). */
 typedef enum pack_kind { PACK_WORDS, PACK_PAIRS_16, PACK_PAIRS_7, PACK_KINDS } pack_kind;
 typedef void kern_pack_x_fn(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step);
 

@@ -1,29 +1,22 @@
 /* kern_avx2_pack.c - products of packed weights and integer activations with AVX2: the bits of pack.h's formula without VNNI.
  *
- * A lane is an output, a panel two vectors of 8.  Activations are whole: 16-bit weights, even columns of a quad and odd ones, times pairs of them by vpmaddwd, which adds
- * two products in 32 bits.  No sum over a block overflows: 255 * 32767 * 32 < 2^31.  (vpmaddubsw takes twice as many columns but only a byte of each activation, and saturates.)
+ * Activations are whole: 16-bit weights, even columns of a quad and odd ones, times pairs of them by vpmaddwd, which adds two products in 32 bits.  No sum over a block
+ * overflows: 255 * 32767 * 32 < 2^31.  A row alone is split, for kern_avx2_pack_one.c, but for weights of 8 bits: vpmaddubsw would saturate.
  *
  * Few rows take the weights as they are read.  Groups of eight take them from a copy made once for MANY_ROWS rows: columns as 16-bit integers, scales as floats. */
 #include <float.h>
-#include <immintrin.h>
 #include <stddef.h>
-#include <string.h>
 
+#include "kern_avx2_pack.h"
 #include "kern_pack_ask.h"
-#include "pack.h"
 
 enum {
-    HALVES = 2,     /* vectors of a panel's outputs */
     QUADS = PACK_COLS / 4,
     TILE_ROWS = 4,  /* by HALVES: as many sums as registers hold beside the operands */
     MANY_ROWS = 64, /* of a copy, which by then costs nothing */
 };
 
-/* Makes v a value of its own in a register: otherwise gcc makes one tree of a block's sums, and stores the products until it is done, or loads nibbles again for each
- * mask. */
-#define KEPT(v) __asm__("" : "+x"(v))
-
-/* Of a block of a row, of either kind. */
+/* Of a block of a row in a group, of either kind. */
 enum { X_BYTES = sizeof(pack_whole_words) };
 _Static_assert(sizeof(pack_whole_pairs) == X_BYTES && offsetof(pack_whole_pairs, v) == offsetof(pack_whole_words, v), "both kinds alike");
 
@@ -32,31 +25,11 @@ typedef struct columns {
     __m256i even, odd;
 } columns;
 
-typedef struct scales {
-    __m256 d, d2, m;
-} scales;
-
 /* A block of a panel, ready for many rows. */
 typedef struct ready {
     columns w[QUADS][HALVES];
     scales c[HALVES];
 } ready;
-
-KERN_INLINE __m256i vector_at(const uint8_t *p)
-{
-    return _mm256_load_si256((const __m256i *)(const void *)p);
-}
-
-KERN_INLINE __m256i low_bits(__m256i v, int mask)
-{
-    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
-}
-
-/* Moves bit `from` of every byte, and those above it, to bit 4. */
-KERN_INLINE __m256i moved_to_4(__m256i v, int from)
-{
-    return from < 4 ? _mm256_slli_epi16(v, 4 - from) : from > 4 ? _mm256_srli_epi16(v, from - 4) : v;
-}
 
 /* Quad q of the block whose integers start at p, outputs 8 half .. 8 half + 7. */
 KERN_INLINE columns load_columns(uint32_t type, const uint8_t *p, int q, int half)
@@ -69,78 +42,9 @@ KERN_INLINE columns load_columns(uint32_t type, const uint8_t *p, int q, int hal
             if (q < 4) return (columns){_mm256_and_si256(w, nibble), _mm256_and_si256(_mm256_srli_epi16(w, 8), nibble)};
             return (columns){_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble), _mm256_srli_epi16(w, 12)};
         }
-        w = low_bits(q < 4 ? w : _mm256_srli_epi16(w, 4), 15);
-        __m256i more = type == QUANT_Q6_K ? moved_to_4(vector_at(p + 256 + q / 4 * 64), q % 4 * 2) : moved_to_4(vector_at(p + 256), q);
-        w = _mm256_or_si256(w, low_bits(more, type == QUANT_Q6_K ? 0x30 : 0x10));
+        w = quad_of(type, w, vector_at(p + 256 + (type == QUANT_Q6_K ? q / 4 * 64 : 0)), q);
     }
     return (columns){_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srli_epi16(w, 8)};
-}
-
-KERN_INLINE __m256 halves_at(const uint8_t *p)
-{
-    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(const void *)p));
-}
-
-KERN_INLINE __m256 bytes_at(const uint8_t *p)
-{
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
-}
-
-KERN_INLINE __m256 signed_bytes_at(const uint8_t *p)
-{
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
-}
-
-KERN_INLINE bool has_supers(uint32_t type)
-{
-    return type == QUANT_Q4_K || type == QUANT_Q5_K || type == QUANT_Q6_K;
-}
-
-/* What PACK_SUPER blocks share: those of block b, outputs 8 half .. 8 half + 7; p is the panel's scales. */
-KERN_INLINE scales load_super(uint32_t type, const uint8_t *p, size_t b, size_t half)
-{
-    scales s;
-    s.d = s.d2 = s.m = _mm256_setzero_ps();
-    if (!has_supers(type)) return s;
-    p += b * pack_scale_bytes(type) + 16 * half;
-    s.d = halves_at(p);
-    if (type != QUANT_Q6_K) s.m = halves_at(p + 32);
-    return s;
-}
-
-/* Of block b; m is what pack.h subtracts in the types with super-blocks, and adds in the others. */
-KERN_INLINE scales load_scales(uint32_t type, const uint8_t *p, const scales *super, size_t b, size_t half)
-{
-    scales s = *super;
-    if (!has_supers(type)) {
-        p += b * pack_scale_bytes(type) + 16 * half;
-        s.d = halves_at(p);
-        if (pack_has_minima(type)) s.m = halves_at(p + 32);
-        return s;
-    }
-    p += b / PACK_SUPER * PACK_SUPER * pack_scale_bytes(type) + (type == QUANT_Q6_K ? 32 : 64) + 32 * (b % PACK_SUPER) + 8 * half;
-    if (type == QUANT_Q6_K) {
-        s.d2 = _mm256_mul_ps(s.d, signed_bytes_at(p + 16));
-        s.d = _mm256_mul_ps(s.d, signed_bytes_at(p));
-    } else {
-        s.d = _mm256_mul_ps(s.d, bytes_at(p));
-        s.m = _mm256_mul_ps(s.m, bytes_at(p + 16));
-    }
-    return s;
-}
-
-KERN_INLINE __m256i int_at(const void *p)
-{
-    int32_t v;
-    memcpy(&v, p, sizeof v);
-    return _mm256_set1_epi32(v);
-}
-
-KERN_INLINE __m256 float_at(const void *p)
-{
-    float v;
-    memcpy(&v, p, sizeof v);
-    return _mm256_set1_ps(v);
 }
 
 /* Where a block's weights come from: the panel, or a copy made ready. */
@@ -163,35 +67,6 @@ KERN_INLINE void add_quads(uint32_t type, source w, const uint8_t *x, size_t n_r
             KERN_UNROLL for (int h = 0; h < HALVES; h++) sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(u[h].odd, odd));
             KERN_UNROLL for (int h = 0; h < HALVES; h++) KEPT(sum[r][h]);
         }
-    }
-}
-
-/* The same over a block of nibbles for one row, without moving two of the four in 16 bits: their sums are 16 and 256 times too large until the end.  They fit:
- * 15 * 256 * 32767 * 2 * 4 < 2^31. */
-KERN_INLINE void add_nibbles(const uint8_t *p, const uint8_t *x, __m256i *sum)
-{
-    const __m256i nibble = _mm256_set1_epi16(15), second = _mm256_set1_epi16(0xf0), third = _mm256_set1_epi16(0xf00);
-    __m256i by_16[HALVES], by_256[HALVES];
-    KERN_UNROLL for (int h = 0; h < HALVES; h++) by_16[h] = by_256[h] = _mm256_setzero_si256();
-    KERN_UNROLL for (int q = 0; q < QUADS / 2; q++) {
-        const uint8_t *at = x + 8 * q, *beyond = at + 8 * QUADS / 2;
-        __m256i even = int_at(at), odd = int_at(at + 4), even_beyond = int_at(beyond), odd_beyond = int_at(beyond + 4);
-        KERN_UNROLL for (int h = 0; h < HALVES; h++) {
-            __m256i w = vector_at(p + 64 * q + 32 * h);
-            KEPT(w);
-            sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(_mm256_and_si256(w, nibble), even));
-            KEPT(sum[h]);
-            sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(_mm256_srli_epi16(w, 12), odd_beyond));
-            by_16[h] = _mm256_add_epi32(by_16[h], _mm256_madd_epi16(_mm256_and_si256(w, second), even_beyond));
-            by_256[h] = _mm256_add_epi32(by_256[h], _mm256_madd_epi16(_mm256_and_si256(w, third), odd));
-            KEPT(sum[h]);
-            KEPT(by_16[h]);
-            KEPT(by_256[h]);
-        }
-    }
-    KERN_UNROLL for (int h = 0; h < HALVES; h++) {
-        __m256i both = _mm256_srai_epi32(_mm256_add_epi32(_mm256_srai_epi32(by_256[h], 4), by_16[h]), 4);
-        sum[h] = _mm256_add_epi32(sum[h], both);
     }
 }
 
@@ -218,8 +93,7 @@ KERN_INLINE void add_pairs(uint32_t type, source w, const scales *c, const uint8
         sum[r][0] = sum[r][1] = pack_bias_bits(type) ? int_at(&at->unbias) : _mm256_setzero_si256();
     }
     const uint8_t *v = x + offsetof(pack_whole_pairs, v);
-    if (!w.copy && !pack_has_fifth_bits(type) && n_rows == 1) add_nibbles(w.panel, v, sum[0]);
-    else add_quads(type, w, v, n_rows, 0, QUADS, sum);
+    add_quads(type, w, v, n_rows, 0, QUADS, sum);
     KERN_UNROLL for (size_t r = 0; r < n_rows; r++) {
         const pack_whole_pairs *at = (const pack_whole_pairs *)(const void *)(x + r * X_BYTES);
         __m256i shift = int_at(&at->shift);
@@ -263,10 +137,10 @@ static void put_row(const panel_job *j, size_t row, const __m256 *y)
     memcpy(j->y + row * j->a->y_stride, out, j->n_out * sizeof *out);
 }
 
-/* A group of n_rows <= TILE_ROWS rows, the first of them number row, straight from the panel. */
+/* A group of n_rows <= TILE_ROWS rows, the first of them number row, straight from the panel; a row alone only times weights of 8 bits. */
 KERN_INLINE void few_rows(uint32_t type, const panel_job *j, size_t row, size_t n_rows)
 {
-    const size_t quad_bytes = pack_quad_bytes(type);
+    const size_t quad_bytes = pack_quad_bytes(type), step = pack_step_bytes(PACK_WHOLE, pack_kind_of(type), n_rows);
     const uint8_t *p = j->panel, *scales_at = p + j->n_blocks * quad_bytes, *x = (const uint8_t *)j->a->x + row * j->n_blocks * X_BYTES;
     kern_ask ask = kern_ask_from(p, j->a->tuning);
     __m256 y[TILE_ROWS][HALVES];
@@ -277,15 +151,22 @@ KERN_INLINE void few_rows(uint32_t type, const panel_job *j, size_t row, size_t 
         scales super[HALVES];
         KERN_UNROLL for (size_t r = 0; r < n_rows; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
         KERN_UNROLL for (size_t h = 0; h < HALVES; h++) super[h] = load_super(type, scales_at, b, h);
-        for (; b < end; b++, p += quad_bytes, x += n_rows * X_BYTES) {
+        for (; b < end; b++, p += quad_bytes, x += step) {
             kern_ask_on(&ask, quad_bytes, pack_scale_bytes(type));
             scales c[HALVES];
             KERN_UNROLL for (size_t h = 0; h < HALVES; h++) c[h] = load_scales(type, scales_at, &super[h], b, h);
             add_block(type, (source){.panel = p}, c, x, n_rows, s);
         }
-        add_super(x - n_rows * X_BYTES, n_rows, s, y);
+        add_super(x - step, n_rows, s, y);
     }
     for (size_t r = 0; r < n_rows; r++) put_row(j, row + r, y[r]);
+}
+
+static void one_row(uint32_t type, const panel_job *j, size_t row)
+{
+    float out[PACK_ROWS];
+    avx2_pack_one(type, j->panel, j->n_blocks, (const uint8_t *)j->a->x + row * j->n_blocks * X_BYTES, j->a->tuning, out);
+    memcpy(j->y + row * j->a->y_stride, out, j->n_out * sizeof *out);
 }
 
 /* n_blocks <= PACK_SUPER blocks from number b on. */
@@ -336,7 +217,8 @@ KERN_INLINE void panel_rows(uint32_t type, const panel_job *j)
         n = pack_group_rows(row, n_rows);
         if (n == 4) few_rows(type, j, row, 4);
         else if (n == 2) few_rows(type, j, row, 2);
-        else few_rows(type, j, row, 1);
+        else if (type == QUANT_Q8_0) few_rows(type, j, row, 1);
+        else one_row(type, j, row);
     }
 }
 
@@ -383,13 +265,34 @@ KERN_INLINE int32_t sum_of(__m256i v)
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
+/* Two times 8 integers as 16 of 16 bits. */
+KERN_INLINE __m256i shorts_of(__m256i a, __m256i b)
+{
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
 /* 4 x 8 integers of 16 bits, the columns of each quad in the order 0 2 1 3. */
 KERN_INLINE void put_whole(int16_t *to, const __m256i *v)
 {
-    KERN_UNROLL for (int i = 0; i < 2; i++) {
-        __m256i a = _mm256_shuffle_epi32(v[2 * i], 0xd8), b = _mm256_shuffle_epi32(v[2 * i + 1], 0xd8);
-        _mm256_storeu_si256((__m256i *)(void *)(to + 16 * i), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
-    }
+    KERN_UNROLL for (int i = 0; i < 2; i++)
+        _mm256_storeu_si256((__m256i *)(void *)(to + 16 * i), shorts_of(_mm256_shuffle_epi32(v[2 * i], 0xd8), _mm256_shuffle_epi32(v[2 * i + 1], 0xd8)));
+}
+
+/* The low byte of each of 16 integers, with its sign, and what is left of it by 256. */
+KERN_INLINE __m256i low_of(__m256i v)
+{
+    return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+}
+
+KERN_INLINE __m256i high_of(__m256i v, __m256i low)
+{
+    return _mm256_srai_epi16(_mm256_sub_epi16(v, low), 8);
+}
+
+/* Two times 16 integers that are bytes. */
+KERN_INLINE __m256i bytes_of(__m256i a, __m256i b)
+{
+    return _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
 }
 
 static inline float largest_of(const float *x)
@@ -403,10 +306,8 @@ static inline float largest_of(const float *x)
     return _mm256_movemask_ps(bad) ? INFINITY : largest_lane(most);
 }
 
-static inline void words_of(const float *x, float scale, float inverse, void *to)
+KERN_INLINE void put_words(const float *x, float scale, float inverse, __m256i *v, pack_whole_words *out)
 {
-    pack_whole_words *out = to;
-    __m256i v[4];
     int32_t sum[2];
     KERN_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
     KERN_UNROLL for (int i = 0; i < 2; i++) {
@@ -418,17 +319,33 @@ static inline void words_of(const float *x, float scale, float inverse, void *to
     out->unbias = -128 * (sum[0] + sum[1]);
 }
 
+static inline void words_of(const float *x, float scale, float inverse, void *to)
+{
+    __m256i v[4];
+    put_words(x, scale, inverse, v, to);
+}
+
+static inline void words_alone(const float *x, float scale, float inverse, void *to)
+{
+    pack_alone_words *out = to;
+    __m256i v[4];
+    put_words(x, scale, inverse, v, &out->whole);
+    __m256i a = shorts_of(v[0], v[1]), b = shorts_of(v[2], v[3]), low_a = low_of(a), low_b = low_of(b);
+    _mm256_storeu_si256((__m256i *)(void *)out->high, bytes_of(high_of(a, low_a), high_of(b, low_b)));
+    _mm256_storeu_si256((__m256i *)(void *)out->low, bytes_of(low_a, low_b));
+}
+
 KERN_INLINE __m256 nearest(__m256 v)
 {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
+/* A block of pairs; returns its sum. */
+KERN_INLINE int32_t nearest_pairs(const float *x, pack_kind kind, float inverse, __m256i *v)
 {
-    pack_whole_pairs *out = to;
     const pack_lattice l = pack_lattice_of(kind);
     const __m256 by = _mm256_set1_ps(inverse), ratio = _mm256_set1_ps(l.ratio), a0 = _mm256_set1_ps(l.across[0]), a1 = _mm256_set1_ps(l.across[1]);
-    __m256i v[4], sum = _mm256_setzero_si256();
+    __m256i sum = _mm256_setzero_si256();
     KERN_UNROLL for (int i = 0; i < 2; i++) {
         __m256 y0 = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), by), y1 = _mm256_mul_ps(_mm256_loadu_ps(x + 16 + 8 * i), by);
         __m256 n = nearest(_mm256_mul_ps(_mm256_sub_ps(_mm256_mul_ps(ratio, y0), y1), _mm256_set1_ps(1.0f / 256)));
@@ -438,17 +355,42 @@ static inline void pairs_of(const float *x, pack_kind kind, float scale, float i
         v[i + 2] = _mm256_cvtps_epi32(_mm256_add_ps(_mm256_mul_ps(n, a1), _mm256_mul_ps(m, ratio)));
         sum = _mm256_add_epi32(sum, _mm256_add_epi32(v[i], v[i + 2]));
     }
+    return sum_of(sum);
+}
+
+static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
+{
+    pack_whole_pairs *out = to;
+    __m256i v[4];
+    int32_t total = nearest_pairs(x, kind, inverse, v);
     put_whole(out->v, v);
-    int32_t total = sum_of(sum);
     out->scale = scale;
     out->sum = (float)(total * (1 << shift));
     out->unbias = total * (kind == PACK_PAIRS_16 ? -8 : -16);
     out->shift = shift;
 }
 
+static inline void pairs_alone(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)
+{
+    pack_alone_pairs *out = to;
+    const int32_t by[3] = {256, 1, pack_ratio(kind)};
+    __m256i v[4];
+    int32_t total = nearest_pairs(x, kind, inverse, v);
+    __m256i a = shorts_of(v[0], v[1]), b = shorts_of(v[2], v[3]), low = low_of(a);
+    __m256i high_b = high_of(b, _mm256_mullo_epi16(low, _mm256_set1_epi16((int16_t)by[2])));
+    _mm256_storeu_si256((__m256i *)(void *)out->high, bytes_of(high_of(a, low), high_b));
+    _mm_storeu_si128((__m128i *)(void *)out->low, _mm256_castsi256_si128(bytes_of(low, low)));
+    out->scale = scale;
+    out->sum = (float)(total * (1 << shift));
+    out->unbias = total * (1 << shift) * (kind == PACK_PAIRS_16 ? -8 : -16);
+    for (int i = 0; i < 3; i++) out->by[i][0] = out->by[i][1] = (int16_t)(by[i] * (1 << shift));
+}
+
 static void x_row(const float *x, size_t n_cols, pack_kind kind, void *out, size_t step)
 {
-    pack_x_row((pack_x_ops){largest_of, words_of, pairs_of}, x, n_cols, kind, out, step);
+    const bool alone = step == pack_step_bytes(PACK_WHOLE, kind, 1); /* no multiple of X_BYTES */
+    if (alone) pack_x_row((pack_x_ops){largest_of, words_alone, pairs_alone}, x, n_cols, kind, out, step);
+    else pack_x_row((pack_x_ops){largest_of, words_of, pairs_of}, x, n_cols, kind, out, step);
 }
 
 void kern_fill_avx2_pack(kern_table *t)

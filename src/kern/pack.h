@@ -27,8 +27,8 @@
  * Their v are a lattice, 256 points in a square of 256 by 256.  Its rows are 16 apart for the ratio 16, which makes an activation one of 12 bits, and 36 for the ratio 7,
  * where only v[k] is rounded to such steps and v[k + 16] to a fifth of them.  The shift gives back what a common scale takes from small blocks.
  *
- * Units that multiply integers of 16 bits take the same v whole (AVX2: vpmaddwd, one product a column).  The form, split or whole, belongs to the table of kernels; v does
- * not depend on it.
+ * Units that multiply integers of 16 bits take the same v whole (AVX2: vpmaddwd, one product a column), where several rows share the work on the weights; for a row alone
+ * bytes need less of it (pack_alone_pairs).  The form, split or whole, belongs to the table of kernels; v does not depend on it.
  *
  * Either way the sum over a block is an exact integer, whatever unit computes it:
  *
@@ -83,6 +83,23 @@ typedef struct pack_whole_pairs {
     int16_t v[PACK_COLS];
 } pack_whole_pairs;
 
+/* In the form PACK_WHOLE, a row that is alone in its group.  Words are there in both forms, as those of 8 bits want them whole.  Of pairs, the sums over high bytes and over low
+ * ones of the first and the last 16 columns differ in their factors only, which take 2^shift with them: 16-bit integers, twice for the two of a lane. */
+typedef struct pack_alone_words {
+    pack_whole_words whole;
+    int8_t high[PACK_COLS]; /* as in pack_words */
+    int8_t low[PACK_COLS];
+} pack_alone_words;
+
+typedef struct pack_alone_pairs {
+    float scale;
+    float sum;        /* as in pack_pairs */
+    int32_t unbias;   /* as in pack_pairs, times 2^shift */
+    int16_t by[3][2]; /* 256, 1 and ratio, times 2^shift: of high, of low over the first 16 columns and over the others */
+    int8_t high[PACK_COLS];
+    int8_t low[PACK_COLS / 2];
+} pack_alone_pairs;
+
 static inline pack_kind pack_kind_of(uint32_t type)
 {
     switch (type) {
@@ -112,6 +129,13 @@ static inline size_t pack_form_bytes(pack_form form, pack_kind kind)
 {
     if (form == PACK_SPLIT) return pack_x_bytes(kind);
     return kind == PACK_WORDS ? sizeof(pack_whole_words) : sizeof(pack_whole_pairs);
+}
+
+/* Bytes from a block of a row in a group of n rows to the row's next one. */
+static inline size_t pack_step_bytes(pack_form form, pack_kind kind, size_t n)
+{
+    if (form == PACK_SPLIT || n > 1) return n * pack_form_bytes(form, kind);
+    return kind == PACK_WORDS ? sizeof(pack_alone_words) : sizeof(pack_alone_pairs);
 }
 
 /* How a pair y, in steps of 1, is rounded to the lattice: n = nearest((ratio * y0 - y1) / 256), then m = nearest((r0 + ratio * r1) * along) of what n * across leaves,
