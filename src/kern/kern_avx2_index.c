@@ -12,6 +12,8 @@ typedef struct index_lanes {
 enum {
     INDEX_HEADS = 4,    /* heads whose sums are in registers at once; as many as lie together (index_place) */
     INDEX_AHEAD = 640,  /* so many positions ahead are asked for into L2 */
+    INDEX_FEW = 12,     /* kept positions of a group up to which they are taken one after the other */
+    INDEX_LATE = 48,    /* places for such positions whose estimates are not made yet: INDEX_FULL - 64 at most, so that those refined have theirs */
 };
 
 /* ---- lanes ------------------------------------------------------------------------------------------ */
@@ -102,33 +104,43 @@ KERN_INLINE __m256i load(const void *p)
     return _mm256_load_si256((const __m256i *)p);
 }
 
+/* Keeps what has been added so far in a register: else the compiler looks everything up before it adds, and keeps that in memory. */
+#define HOLD(x) __asm__("" : "+x"(x))
+
 /* One chunk of n_bytes <= 3 bytes a position.  Heads share what is made of the bytes, halves what is read of tables; asks for the chunk of a later group, a
- * line at a time: of many at once some are dropped.  The compiler does not know n_bytes: of a number that it knows it looks everything up before it adds, and keeps that in memory. */
-KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, size_t n_bytes, index_sums *sums)
+ * line at a time: of many at once some are dropped. */
+KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, index_sums *sums)
 {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i sum[INDEX_HEADS][2];
-    KERN_UNROLL for (int g = 0; g < n_q; g++) sum[g][0] = sum[g][1] = _mm256_setzero_si256();
-    for (size_t i = 0; i < n_bytes; i++, signs += KERN_INDEX_GROUP, later += KERN_INDEX_GROUP, tables += 32) {
+    KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
         __m256i low[2], high[2];
-        _mm_prefetch(later, _MM_HINT_T1);
+        _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
         KERN_UNROLL for (int h = 0; h < 2; h++) {
-            __m256i bytes = load(signs + 32 * h);
+            __m256i bytes = load(signs + i * KERN_INDEX_GROUP + 32 * h);
+            HOLD(bytes);
             low[h] = _mm256_and_si256(bytes, nibble), high[h] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
         }
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
-            const __m128i *at = (const __m128i *)(const void *)(tables + (size_t)g * table_bytes);
+            const __m128i *at = (const __m128i *)(const void *)(tables + (size_t)g * table_bytes + i * 32);
             __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(at)), next = _mm256_broadcastsi128_si256(_mm_load_si128(at + 1));
             KERN_UNROLL for (int h = 0; h < 2; h++) {
-                sum[g][h] = _mm256_add_epi8(sum[g][h], _mm256_shuffle_epi8(table, low[h]));
+                __m256i some = _mm256_shuffle_epi8(table, low[h]);
+                sum[g][h] = i ? _mm256_add_epi8(sum[g][h], some) : some;
+                HOLD(sum[g][h]);
+            }
+            KERN_UNROLL for (int h = 0; h < 2; h++) {
                 sum[g][h] = _mm256_add_epi8(sum[g][h], _mm256_shuffle_epi8(next, high[h]));
+                HOLD(sum[g][h]);
             }
         }
     }
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int h = 0; h < 2; h++) {
             sums->even[g][h] = _mm256_add_epi16(sums->even[g][h], sum[g][h]);
+            HOLD(sums->even[g][h]);
             sums->odd[g][h] = _mm256_add_epi16(sums->odd[g][h], _mm256_srli_epi16(sum[g][h], 8));
+            HOLD(sums->odd[g][h]);
         }
 }
 
@@ -141,8 +153,11 @@ KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, const uin
         sums->even[g][0] = sums->even[g][1] = _mm256_set1_epi32((int)s->start_all[first + (size_t)g]);
         sums->odd[g][0] = sums->odd[g][1] = _mm256_set1_epi32((int)s->start_odd[first + (size_t)g]);
     }
-    for (size_t j = 0; j < row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES)
-        add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, kern_min_size(INDEX_CHUNK, row_bytes - j), sums);
+    size_t j = 0;
+    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES)
+        add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, INDEX_CHUNK, sums);
+    if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, sums);
+    if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, sums);
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int h = 0; h < 2; h++) sums->even[g][h] = _mm256_sub_epi16(sums->even[g][h], _mm256_slli_epi16(sums->odd[g][h], 8));
 }
@@ -240,7 +255,7 @@ static void refine(index_state *s)
 
 /* ---- pages ------------------------------------------------------------------------------------------ */
 
-/* The largest exponent of a page's scales. */
+/* The largest exponent of a page's scales, which are read in the order they lie in: out of order they come from memory later. */
 static int page_exponent(const index_state *s, const uint8_t *code)
 {
     const uint8_t *scales = code + s->at.scales;
@@ -280,9 +295,10 @@ KERN_INLINE void page_tile(index_state *s, const uint8_t *const *codes, size_t p
 
 static void begin_pages(index_state *s, const index_walk *w)
 {
+    for (size_t page = 0; page < w->n_pages; page++) s->exponent[page] = page_exponent(s, w->pages[page]);
+    if (w->n_pages % 2) s->exponent[w->n_pages] = s->exponent[w->n_pages - 1];
     for (size_t page = 0; page < w->n_pages; page += 2) {
         const uint8_t *const codes[2] = {w->pages[page], w->pages[kern_min_size(page + 1, w->n_pages - 1)]};
-        for (size_t i = 0; i < 2; i++) s->exponent[page + i] = page_exponent(s, codes[i]);
         const __m256 power = _mm256_setr_m128(_mm_set1_ps(index_power(s->exponent[page])), _mm_set1_ps(index_power(s->exponent[page + 1])));
         FOR_HEADS(s->a->n_q, page_tile, s, codes, page, power);
     }
@@ -290,31 +306,34 @@ static void begin_pages(index_state *s, const index_walk *w)
 
 /* ---- the scan --------------------------------------------------------------------------------------- */
 
-/* Scales as integers of 15 bits in units of the page's largest exponent: a fraction of 16 bits times the power of two that is left, 2^15 at most, of which the table has a byte. */
-KERN_INLINE __m256i whole_scales(const kern_f16 *scales, int exponent)
+/* Scales as integers of 15 bits in units of the page's largest exponent: a fraction of 16 bits times the power of two that is left, 2^15 at most.  The table has the bytes of powers from
+ * place 8 on, zeros before: places below 0 read as zeros too.  first, of each byte, is what its place is counted from: the exponent that is 15 less than the largest for the upper byte, and
+ * 23 less for the lower one. */
+KERN_INLINE __m256i whole_scales(const kern_f16 *scales, __m256i first)
 {
-    const __m256i powers = _mm256_broadcastsi128_si256(_mm_setr_epi8((char)128, 64, 32, 16, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i powers = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, (char)128));
     __m256i b = load(scales), fraction = _mm256_or_si256(_mm256_slli_epi16(b, 5), _mm256_set1_epi16(INT16_MIN));
-    __m256i below = _mm256_min_epi16(_mm256_sub_epi16(_mm256_set1_epi16((short)exponent), _mm256_srli_epi16(b, 10)), _mm256_set1_epi16(15));
-    /* The power's upper byte is found at the place below; the lower one eight places before, and is 0 where that is negative. */
-    __m256i places = _mm256_sub_epi8(_mm256_mullo_epi16(below, _mm256_set1_epi16(0x0101)), _mm256_set1_epi16(8));
+    __m256i places = _mm256_sub_epi8(_mm256_mullo_epi16(_mm256_srli_epi16(b, 10), _mm256_set1_epi16(0x0101)), first);
     return _mm256_mulhi_epu16(fraction, _mm256_shuffle_epi8(powers, places));
 }
 
-/* Sums of a group into scratch; bad, 16 positions a vector, keeps the lanes of those that no head finds good enough. */
-KERN_INLINE void scan_heads(index_state *s, const index_step *step, const uint8_t *later, const __m256i *scale, __m256i *bad, size_t first, const int n_q)
+/* Sums of a group, of heads first .. first + n_q - 1. */
+KERN_INLINE void sum_heads(const index_state *s, const index_step *step, const uint8_t *later, int16_t *to, size_t first, const int n_q)
 {
     index_sums sums;
     add_signs(s, step->code + step->at * s->at.group_bytes, later + step->at * s->at.group_bytes, first, n_q, &sums);
-    for (int g = 0; g < n_q; g++) {
-        const size_t head = first + (size_t)g;
-        const __m256i threshold = _mm256_set1_epi32((int)s->threshold[index_place(step->page, head)]);
-        KERN_UNROLL for (int m = 0; m < 4; m++) {
-            __m256i n = m < 2 ? sums.even[g][m] : sums.odd[g][m - 2];
-            _mm256_store_si256((__m256i *)(void *)(s->s.sums + head * KERN_INDEX_GROUP + 16 * m), n);
-            bad[m] = _mm256_and_si256(bad[m], _mm256_cmpgt_epi16(threshold, _mm256_mulhrs_epi16(n, scale[m])));
-        }
-    }
+    to += first * KERN_INDEX_GROUP;
+    KERN_UNROLL for (int g = 0; g < n_q; g++, to += KERN_INDEX_GROUP)
+        KERN_UNROLL for (int m = 0; m < 4; m++) _mm256_store_si256((__m256i *)(void *)(to + 16 * m), m < 2 ? sums.even[g][m] : sums.odd[g][m - 2]);
+}
+
+/* Sums of a group, of all heads; asks for the same group of a later page. */
+static void sum_group(const index_state *s, const index_step *step, const uint8_t *later, int16_t *sums)
+{
+    const uint8_t *scales = later + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
+    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(scales + i, _MM_HINT_T1);
+    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
+    FOR_HEADS(s->a->n_q, sum_heads, s, step, later, sums);
 }
 
 /* One bit for each of 32 lanes. */
@@ -353,61 +372,150 @@ KERN_INLINE void pack(const index_packing *p, const void *from, void *to)
         _mm_storeu_si128((__m128i *)(void *)(out + p->to[i]), _mm_shuffle_epi8(_mm_load_si128((const __m128i *)(const void *)(in + 8 * i)), p->pairs[i]));
 }
 
-/* Writes the positions of mask and their estimates as far as signs go.  What is packed is read late: written in other pieces, it has to be waited for. */
-static void keep(index_state *s, const index_step *step, const kern_f16 *scales, uint64_t mask)
+/* What the estimates of the last kept positions are yet to be made from, sums of each head and scales: so far they are only the mean's part. */
+typedef struct index_late {
+    size_t n;
+    int16_t sums[KERN_MAX_G][KERN_INDEX_GROUP]; /* INDEX_LATE of a row count */
+    kern_f16 scales[INDEX_LATE];
+} index_late;
+
+/* Scales of n positions as floats, also for those that wait. */
+KERN_INLINE void take_scales(const index_state *s, const kern_f16 *halves, size_t n, float *scale, float *waiting)
 {
-    const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q, stride = s->a->stride;
-    const index_packing p = packing_of(mask, step->from, s->a->ids + s->n_kept);
-    float *estimates = s->a->estimates + s->n_kept, *waiting = s->s.waiting_scale + s->first_waiting + s->n_waiting, scale[KERN_INDEX_GROUP];
-    int16_t *sums = s->s.sums;
-    kern_f16 halves[KERN_INDEX_GROUP];
-    pack(&p, scales, halves);
-    for (size_t g = 0; g < n_q; g++) pack(&p, sums + g * KERN_INDEX_GROUP, sums + g * KERN_INDEX_GROUP);
-    if (s->refine) index_wait(s, step, mask);
     for (size_t i = 0; i < n; i += AVX2_LANES) {
         __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(halves + i)));
         _mm256_storeu_ps(scale + i, x);
         if (s->refine) _mm256_storeu_ps(waiting + i, x);
     }
-    for (size_t g = 0; g < n_q; g++, sums += KERN_INDEX_GROUP, estimates += stride) {
-        const __m256 slope = _mm256_set1_ps(s->slope[g]), base = _mm256_set1_ps(s->base[g]), offset = _mm256_set1_ps(s->offset[index_place(step->page, g)]);
-        for (size_t i = 0; i < n; i += AVX2_LANES) {
-            __m256 z = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_load_si128((const __m128i *)(const void *)(sums + i))));
-            _mm256_storeu_ps(estimates + i, _mm256_fmadd_ps(_mm256_loadu_ps(scale + i), _mm256_fmadd_ps(z, slope, base), offset));
+}
+
+/* What signs make of eight sums of a head, added to offset. */
+KERN_INLINE __m256 signs_part(const int16_t *sums, __m256 scale, __m256 slope, __m256 base, __m256 offset)
+{
+    __m256 z = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)sums)));
+    return _mm256_fmadd_ps(scale, _mm256_fmadd_ps(z, slope, base), offset);
+}
+
+/* Makes the estimates of what is late, as far as signs go. */
+static void end_late(index_state *s, index_late *late)
+{
+    const size_t n = late->n;
+    float scale[INDEX_LATE], *estimates = s->a->estimates + s->n_kept - n;
+    take_scales(s, late->scales, n, scale, s->s.waiting_scale + s->first_waiting + s->n_waiting - (s->refine ? n : 0));
+    for (size_t g = 0; g < s->a->n_q; g++, estimates += s->a->stride) {
+        const __m256 slope = _mm256_set1_ps(s->slope[g]), base = _mm256_set1_ps(s->base[g]);
+        for (size_t i = 0; i < n; i += AVX2_LANES)
+            _mm256_storeu_ps(estimates + i, signs_part(late->sums[g] + i, _mm256_loadu_ps(scale + i), slope, base, _mm256_loadu_ps(estimates + i)));
+    }
+    late->n = 0;
+}
+
+/* Takes the sums of the positions of mask, of heads first .. first + n_q - 1, one position after the other; with the first heads also all else. */
+KERN_INLINE void keep_heads(index_state *s, index_late *late, const index_step *step, const kern_f16 *scales, const int16_t *sums, uint64_t mask, size_t first, const int n_q)
+{
+    int16_t *to = late->sums[first] + late->n;
+    sums += first * KERN_INDEX_GROUP;
+    if (first > 0) {
+        for (; mask; mask &= mask - 1, to++) {
+            const size_t at = (size_t)__builtin_ctzll(mask);
+            KERN_UNROLL for (size_t g = 0; g < (size_t)n_q; g++) to[g * KERN_INDEX_GROUP] = sums[g * KERN_INDEX_GROUP + at];
         }
+        return;
+    }
+    const size_t outer_bytes = s->refine ? s->at.outer_bytes : 0;
+    const uint8_t *outer = s->refine ? step->outer + step->at * KERN_INDEX_GROUP * outer_bytes : step->code, **rows = s->s.waiting_outer + s->first_waiting + s->n_waiting;
+    const uint32_t from = (uint32_t)step->from;
+    uint32_t *ids = s->a->ids + s->n_kept;
+    kern_f16 *halves = late->scales + late->n;
+    for (size_t i = 0; mask; mask &= mask - 1, i++) {
+        const size_t at = (size_t)__builtin_ctzll(mask);
+        ids[i] = from + (uint32_t)at;
+        halves[i] = scales[at];
+        rows[i] = outer + at * outer_bytes;
+        _mm_prefetch(outer + at * outer_bytes, _MM_HINT_T1);
+        KERN_UNROLL for (size_t g = 0; g < (size_t)n_q; g++) to[g * KERN_INDEX_GROUP + i] = sums[g * KERN_INDEX_GROUP + at];
+    }
+}
+
+/* Keeps the few positions of mask.  Estimates are made of some dozens at once: soon, vectors of what is written one by one would have to be waited for. */
+static void keep_few(index_state *s, index_late *late, const index_step *step, const kern_f16 *scales, const int16_t *sums, uint64_t mask)
+{
+    const size_t n = (size_t)__builtin_popcountll(mask);
+    float *estimates = s->a->estimates + s->n_kept;
+    FOR_HEADS(s->a->n_q, keep_heads, s, late, step, scales, sums, mask);
+    for (size_t g = 0; g < s->a->n_q; g++, estimates += s->a->stride) {
+        const __m256 offset = _mm256_set1_ps(s->offset[index_place(step->page, g)]);
+        KERN_UNROLL for (size_t i = 0; i < INDEX_FEW; i += AVX2_LANES) _mm256_storeu_ps(estimates + i, offset);
+    }
+    s->n_kept += n;
+    if (s->refine) s->n_waiting += n;
+    late->n += n;
+    if (late->n + INDEX_FEW > INDEX_LATE) end_late(s, late);
+}
+
+/* Keeps the positions of mask and makes their estimates as far as signs go.  What is packed is read late: written in other pieces, it has to be waited for. */
+static void keep_many(index_state *s, const index_step *step, const kern_f16 *scales, int16_t *sums, uint64_t mask)
+{
+    const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q;
+    const index_packing p = packing_of(mask, step->from, s->a->ids + s->n_kept);
+    float *estimates = s->a->estimates + s->n_kept, *waiting = s->s.waiting_scale + s->first_waiting + s->n_waiting, scale[KERN_INDEX_GROUP];
+    kern_f16 halves[KERN_INDEX_GROUP];
+    pack(&p, scales, halves);
+    for (size_t g = 0; g < n_q; g++) pack(&p, sums + g * KERN_INDEX_GROUP, sums + g * KERN_INDEX_GROUP);
+    if (s->refine) index_wait(s, step, mask);
+    take_scales(s, halves, n, scale, waiting);
+    for (size_t g = 0; g < n_q; g++, sums += KERN_INDEX_GROUP, estimates += s->a->stride) {
+        const __m256 slope = _mm256_set1_ps(s->slope[g]), base = _mm256_set1_ps(s->base[g]), offset = _mm256_set1_ps(s->offset[index_place(step->page, g)]);
+        for (size_t i = 0; i < n; i += AVX2_LANES) _mm256_storeu_ps(estimates + i, signs_part(sums + i, _mm256_loadu_ps(scale + i), slope, base, offset));
     }
     s->n_kept += n;
 }
 
-/* Scans a group, and asks for the same one of a later page. */
-static void scan_step(index_state *s, const index_step *step, const uint8_t *later)
+/* Finds what of a group is good enough for one of the heads, and keeps that.  bad, 16 positions a vector, has the lanes of those that no head finds good enough. */
+static void judge_group(index_state *s, index_late *late, const index_step *step, int16_t *sums)
 {
     const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
-    const uint8_t *ahead = later + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
+    const uint32_t *thresholds = s->threshold + index_place(step->page, 0);
+    const int most = s->exponent[step->page];
+    const __m256i first = _mm256_set1_epi16((short)(((most - 15) & 255) << 8 | ((most - 23) & 255)));
     __m256i scale[4], bad[4];
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
     KERN_UNROLL for (int m = 0; m < 4; m++) {
-        scale[m] = whole_scales(scales + 16 * m, s->exponent[step->page]);
+        scale[m] = whole_scales(scales + 16 * m, first);
         bad[m] = _mm256_set1_epi8(-1);
     }
-    FOR_HEADS(s->a->n_q, scan_heads, s, step, later, scale, bad);
+    const int16_t *of = sums;
+    for (size_t g = 0; g < s->a->n_q; g++, of += KERN_INDEX_GROUP) {
+        const __m256i threshold = _mm256_set1_epi32((int)thresholds[index_place(0, g)]);
+        KERN_UNROLL for (int m = 0; m < 4; m++) bad[m] = _mm256_and_si256(bad[m], _mm256_cmpgt_epi16(threshold, _mm256_mulhrs_epi16(scale[m], load(of + 16 * m))));
+    }
     uint64_t mask = ~(lane_bits(bad[0], bad[1]) | (uint64_t)lane_bits(bad[2], bad[3]) << 32) & step->mask;
-    if (mask) keep(s, step, scales, mask);
+    if (__builtin_popcountll(mask) > INDEX_FEW) {
+        if (late->n) end_late(s, late);
+        keep_many(s, step, scales, sums, mask);
+    } else if (mask) keep_few(s, late, step, scales, sums, mask);
     while (s->n_waiting >= INDEX_FULL) refine(s);
 }
 
+/* A group is judged when the next one's sums have been begun: what takes long then, and what is not foreseen, overlaps with those. */
 static size_t scan(const kern_index_scan *a)
 {
     index_state s = index_state_begin(a);
+    index_late late;
+    int16_t *const sums[2] = {s.s.sums, s.s.sums + a->n_q * KERN_INDEX_GROUP};
     const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
+    late.n = 0;
     for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
+        const size_t page = w.steps[0].from / a->page_rows + ahead;
         begin_pages(&s, &w);
-        for (size_t i = 0; i < w.n_steps; i++) {
-            size_t later = w.steps[i].from / a->page_rows + ahead;
-            scan_step(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code);
+        for (size_t i = 0; i <= w.n_steps; i++) {
+            if (i < w.n_steps) {
+                size_t later = page + w.steps[i].page;
+                sum_group(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code, sums[i % 2]);
+            }
+            if (i > 0) judge_group(&s, &late, &w.steps[i - 1], sums[(i - 1) % 2]);
         }
     }
+    if (late.n) end_late(&s, &late);
     while (s.n_waiting) refine(&s);
     return s.n_kept;
 }

@@ -118,7 +118,7 @@ static inline index_query index_query_at(const void *prepared, size_t n_q, size_
                          .table_bytes = index_table_bytes(dim)};
 }
 
-/* Parts of scratch.  sums: n of a group's positions, of each head.  Scale and outer planes of kept positions that wait for those. */
+/* Parts of scratch.  sums: n of a group's positions, of each head; room for two groups.  Scale and outer planes of kept positions that wait for those. */
 typedef struct index_scratch {
     int16_t *sums;
     float *waiting_scale;
@@ -129,7 +129,7 @@ typedef struct index_scratch {
 static inline index_scratch index_scratch_at(void *scratch, size_t n_q)
 {
     index_scratch s = {.sums = scratch};
-    s.waiting_scale = (float *)(void *)(s.sums + n_q * KERN_INDEX_GROUP);
+    s.waiting_scale = (float *)(void *)(s.sums + 2 * n_q * KERN_INDEX_GROUP);
     s.waiting_outer = (const uint8_t **)(void *)(s.waiting_scale + INDEX_WAITING);
     s.turned = (uint8_t *)(s.waiting_outer + INDEX_WAITING);
     return s;
@@ -137,7 +137,7 @@ static inline index_scratch index_scratch_at(void *scratch, size_t n_q)
 
 static inline size_t index_scratch_bytes(size_t n_q, size_t dim)
 {
-    return n_q * KERN_INDEX_GROUP * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + (KERN_INDEX_PLANES - 1) * (dim / 8) * KERN_INDEX_GROUP;
+    return 2 * n_q * KERN_INDEX_GROUP * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + (KERN_INDEX_PLANES - 1) * (dim / 8) * KERN_INDEX_GROUP;
 }
 
 /* ---- the groups of a scan --------------------------------------------------------------------------- */
