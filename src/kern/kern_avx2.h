@@ -35,6 +35,9 @@ KERN_INLINE float avx2_fold(__m256 low, __m256 high)
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
+/* Makes the vector v a value of its own in a register.  gcc 12 otherwise makes one tree of sums of integers, and keeps what it adds in memory until the tree is done. */
+#define AVX2_KEPT(v) __asm__("" : "+x"(v))
+
 KERN_INLINE __m256 avx2_exp(__m256 d)
 {
     __m256 least = _mm256_set1_ps(KERN_EXP_MIN), x = _mm256_max_ps(d, least);
@@ -61,6 +64,13 @@ KERN_INLINE float avx2_largest(__m256 v)
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+KERN_INLINE int32_t avx2_sum(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
 /* A mask of the first n lanes; n <= 0 is none, n >= 8 all. */

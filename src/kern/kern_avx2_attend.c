@@ -150,13 +150,6 @@ KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q
     }
 }
 
-KERN_INLINE float largest_lane(__m256 v)
-{
-    __m128 q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
-}
-
 /* The largest of n >= 1 scores; those that fill up the last lanes become minus infinity. */
 KERN_INLINE float largest_score(float *s, uint32_t n)
 {
@@ -164,7 +157,7 @@ KERN_INLINE float largest_score(float *s, uint32_t n)
     for (uint32_t t = n; t < end; t++) s[t] = -INFINITY;
     __m256 most = _mm256_loadu_ps(s);
     for (uint32_t t = AVX2_LANES; t < end; t += AVX2_LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(s + t));
-    return largest_lane(most);
+    return avx2_largest(most);
 }
 
 /* Raises the maximum of query i to m and rescales what it has. */

@@ -104,9 +104,6 @@ KERN_INLINE __m256i load(const void *p)
     return _mm256_load_si256((const __m256i *)p);
 }
 
-/* Keeps what has been added so far in a register: else the compiler looks everything up before it adds, and keeps that in memory. */
-#define HOLD(x) __asm__("" : "+x"(x))
-
 /* One chunk of n_bytes <= 3 bytes a position.  Heads share what is made of the bytes, halves what is read of tables; asks for the chunk of a later group, a
  * line at a time: of many at once some are dropped. */
 KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, index_sums *sums)
@@ -118,7 +115,7 @@ KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uin
         _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
         KERN_UNROLL for (int h = 0; h < 2; h++) {
             __m256i bytes = load(signs + i * KERN_INDEX_GROUP + 32 * h);
-            HOLD(bytes);
+            AVX2_KEPT(bytes);
             low[h] = _mm256_and_si256(bytes, nibble), high[h] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
         }
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
@@ -127,20 +124,20 @@ KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uin
             KERN_UNROLL for (int h = 0; h < 2; h++) {
                 __m256i some = _mm256_shuffle_epi8(table, low[h]);
                 sum[g][h] = i ? _mm256_add_epi8(sum[g][h], some) : some;
-                HOLD(sum[g][h]);
+                AVX2_KEPT(sum[g][h]);
             }
             KERN_UNROLL for (int h = 0; h < 2; h++) {
                 sum[g][h] = _mm256_add_epi8(sum[g][h], _mm256_shuffle_epi8(next, high[h]));
-                HOLD(sum[g][h]);
+                AVX2_KEPT(sum[g][h]);
             }
         }
     }
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int h = 0; h < 2; h++) {
             sums->even[g][h] = _mm256_add_epi16(sums->even[g][h], sum[g][h]);
-            HOLD(sums->even[g][h]);
+            AVX2_KEPT(sums->even[g][h]);
             sums->odd[g][h] = _mm256_add_epi16(sums->odd[g][h], _mm256_srli_epi16(sum[g][h], 8));
-            HOLD(sums->odd[g][h]);
+            AVX2_KEPT(sums->odd[g][h]);
         }
 }
 

@@ -136,13 +136,6 @@ KERN_INLINE void exp2_of(__m256 *x, const int n)
     KERN_UNROLL for (int i = 0; i < n; i++) x[i] = _mm256_mul_ps(p[i], scale[i]);
 }
 
-KERN_INLINE int32_t sum_of_lanes(__m256i v)
-{
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-
 /* Sixteen integers as words, saturated. */
 KERN_INLINE void store_words(int16_t *p, __m256i lower, __m256i upper)
 {
@@ -241,7 +234,7 @@ KERN_INLINE void weigh(const many_work *w, int r, size_t n, many_group *g)
         KERN_UNROLL for (int i = 0; i < WEIGH_VECTORS; i += 2) store_words(p + t + i * AVX2_LANES, y[i], y[i + 1]);
     }
     g->most[r] = most;
-    g->sum[r] = (float)sum_of_lanes(sum);
+    g->sum[r] = (float)avx2_sum(sum);
 }
 
 /* o of n_q queries, the block of channels from c on. */

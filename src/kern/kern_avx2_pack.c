@@ -63,9 +63,9 @@ KERN_INLINE void add_quads(uint32_t type, source w, const uint8_t *x, size_t n_r
             const uint8_t *at = x + r * X_BYTES + 8 * q;
             __m256i even = int_at(at), odd = int_at(at + 4);
             KERN_UNROLL for (int h = 0; h < HALVES; h++) sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(u[h].even, even));
-            KERN_UNROLL for (int h = 0; h < HALVES; h++) KEPT(sum[r][h]);
+            KERN_UNROLL for (int h = 0; h < HALVES; h++) AVX2_KEPT(sum[r][h]);
             KERN_UNROLL for (int h = 0; h < HALVES; h++) sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(u[h].odd, odd));
-            KERN_UNROLL for (int h = 0; h < HALVES; h++) KEPT(sum[r][h]);
+            KERN_UNROLL for (int h = 0; h < HALVES; h++) AVX2_KEPT(sum[r][h]);
         }
     }
 }
@@ -251,20 +251,6 @@ KERN_INLINE __m256 absolute(__m256 v)
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
 }
 
-KERN_INLINE float largest_lane(__m256 v)
-{
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-
-KERN_INLINE int32_t sum_of(__m256i v)
-{
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-
 /* Two times 8 integers as 16 of 16 bits. */
 KERN_INLINE __m256i shorts_of(__m256i a, __m256i b)
 {
@@ -303,7 +289,7 @@ static inline float largest_of(const float *x)
         bad = _mm256_or_ps(bad, _mm256_cmp_ps(size, _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ));
         most = _mm256_max_ps(most, size);
     }
-    return _mm256_movemask_ps(bad) ? INFINITY : largest_lane(most);
+    return _mm256_movemask_ps(bad) ? INFINITY : avx2_largest(most);
 }
 
 KERN_INLINE void put_words(const float *x, float scale, float inverse, __m256i *v, pack_whole_words *out)
@@ -311,7 +297,7 @@ KERN_INLINE void put_words(const float *x, float scale, float inverse, __m256i *
     int32_t sum[2];
     KERN_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
     KERN_UNROLL for (int i = 0; i < 2; i++) {
-        sum[i] = sum_of(_mm256_add_epi32(v[2 * i], v[2 * i + 1]));
+        sum[i] = avx2_sum(_mm256_add_epi32(v[2 * i], v[2 * i + 1]));
         out->unbias_of[i] = -128 * sum[i];
     }
     put_whole(out->v, v);
@@ -355,7 +341,7 @@ KERN_INLINE int32_t nearest_pairs(const float *x, pack_kind kind, float inverse,
         v[i + 2] = _mm256_cvtps_epi32(_mm256_add_ps(_mm256_mul_ps(n, a1), _mm256_mul_ps(m, ratio)));
         sum = _mm256_add_epi32(sum, _mm256_add_epi32(v[i], v[i + 2]));
     }
-    return sum_of(sum);
+    return avx2_sum(sum);
 }
 
 static inline void pairs_of(const float *x, pack_kind kind, float scale, float inverse, int32_t shift, void *to)

@@ -4,17 +4,12 @@
 #ifndef SPW_KERN_AVX2_PACK_H
 #define SPW_KERN_AVX2_PACK_H
 
-#include <immintrin.h>
 #include <string.h>
 
-#include "kern_simd.h"
+#include "kern_avx2.h"
 #include "pack.h"
 
 enum { HALVES = 2 }; /* vectors of a panel's outputs */
-
-/* Makes v a value of its own in a register: otherwise gcc makes one tree of a block's sums, and stores the products until it is done, or loads nibbles again for each
- * mask. */
-#define KEPT(v) __asm__("" : "+x"(v))
 
 KERN_INLINE __m256i vector_at(const uint8_t *p)
 {

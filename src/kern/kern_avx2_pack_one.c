@@ -11,7 +11,7 @@ KERN_INLINE void add_bytes(__m256i *sum, __m256i weights, __m256i x, bool first)
 {
     __m256i products = _mm256_maddubs_epi16(weights, x);
     *sum = first ? products : _mm256_add_epi16(*sum, products);
-    KEPT(*sum);
+    AVX2_KEPT(*sum);
 }
 
 /* What the sums over a block of pairs come to: of high bytes, and of low ones times the first and times the last 16 columns' weights. */
@@ -29,7 +29,7 @@ KERN_INLINE void sum_nibbles(uint32_t type, const uint8_t *p, const pack_alone_p
         __m256i x0 = int_at(x->high + 4 * q), x1 = int_at(x->high + 16 + 4 * q), x_low = int_at(x->low + 4 * q);
         KERN_UNROLL for (int h = 0; h < HALVES; h++) {
             __m256i w = vector_at(p + 64 * q + 32 * h);
-            KEPT(w);
+            AVX2_KEPT(w);
             __m256i u0 = quad_of(type, w, w, q), u1 = quad_of(type, w, w, q + 4);
             add_bytes(&high[h], u0, x0, q == 0);
             add_bytes(&low[h], u0, x_low, q == 0);
@@ -45,12 +45,12 @@ KERN_INLINE void sum_fives(uint32_t type, const uint8_t *p, const pack_alone_pai
 {
     KERN_UNROLL for (int h = 0; h < HALVES; h++) {
         __m256i high0, high1, low, beyond, more = vector_at(p + 256 + 32 * h);
-        KEPT(more);
+        AVX2_KEPT(more);
         __asm__("" : "+r"(x)); /* or gcc keeps the other half's activations on the stack */
         KERN_UNROLL for (int q = 0; q < 4; q++) {
             __m256i x0 = int_at(x->high + 4 * q), x1 = int_at(x->high + 16 + 4 * q), x_low = int_at(x->low + 4 * q);
             __m256i w = vector_at(p + 64 * q + 32 * h);
-            KEPT(w);
+            AVX2_KEPT(w);
             __m256i u0 = quad_of(type, w, more, q), u1 = quad_of(type, w, more, q + 4);
             add_bytes(&high0, u0, x0, q == 0);
             add_bytes(&low, u0, x_low, q == 0);
@@ -71,13 +71,13 @@ KERN_INLINE void sum_sixes(uint32_t type, const uint8_t *p, const pack_alone_wor
         __m256i x_high = int_at(x->high + 16 * part + 4 * q), x_low = int_at(x->low + 16 * part + 4 * q);
         KERN_UNROLL for (int h = 0; h < HALVES; h++) {
             __m256i u = quad_of(type, vector_at(p + 64 * q + 32 * h), more[h], 4 * part + q);
-            KEPT(u);
+            AVX2_KEPT(u);
             add_bytes(&high[h], u, x_high, q % 2 == 0);
             add_bytes(&low[h], u, x_low, q % 2 == 0);
             if (q % 2 == 0) continue;
             __m256i both = _mm256_add_epi32(_mm256_madd_epi16(high[h], by_256), _mm256_madd_epi16(low[h], by_1));
             sum[h] = q == 1 ? both : _mm256_add_epi32(sum[h], both);
-            KEPT(sum[h]);
+            AVX2_KEPT(sum[h]);
         }
     }
 }

@@ -218,7 +218,7 @@ KERN_INLINE __m256i odd_words(__m256i x)
 KERN_INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b)
 {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-    __asm__("" : "+x"(sum)); /* or gcc keeps products to add them as a tree, and more than the registers hold */
+    AVX2_KEPT(sum);
     return sum;
 }
 
