@@ -315,22 +315,20 @@ KERN_INLINE __m256i whole_scales(const kern_f16 *scales, __m256i first)
 }
 
 /* Sums of a group, of heads first .. first + n_q - 1. */
-KERN_INLINE void sum_heads(const index_state *s, const index_step *step, const uint8_t *later, int16_t *to, size_t first, const int n_q)
+KERN_INLINE void sum_heads(const index_state *s, const index_step *step, int16_t *to, size_t first, const int n_q)
 {
     index_sums sums;
-    add_signs(s, step->code + step->at * s->at.group_bytes, later + step->at * s->at.group_bytes, first, n_q, &sums);
+    add_signs(s, step->code + step->at * s->at.group_bytes, step->later_signs, first, n_q, &sums);
     to += first * KERN_INDEX_GROUP;
     KERN_UNROLL for (int g = 0; g < n_q; g++, to += KERN_INDEX_GROUP)
         KERN_UNROLL for (int m = 0; m < 4; m++) _mm256_store_si256((__m256i *)(void *)(to + 16 * m), m < 2 ? sums.even[g][m] : sums.odd[g][m - 2]);
 }
 
-/* Sums of a group, of all heads; asks for the same group of a later page. */
-static void sum_group(const index_state *s, const index_step *step, const uint8_t *later, int16_t *sums)
+/* Sums of a group, of all heads; asks for a later one. */
+static void sum_group(const index_state *s, const index_step *step, int16_t *sums)
 {
-    const uint8_t *scales = later + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(scales + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
-    FOR_HEADS(s->a->n_q, sum_heads, s, step, later, sums);
+    index_ask_rest(s, step);
+    FOR_HEADS(s->a->n_q, sum_heads, s, step, sums);
 }
 
 /* One bit for each of 32 lanes. */
@@ -499,16 +497,11 @@ static size_t scan(const kern_index_scan *a)
     index_state s = index_state_begin(a);
     index_late late;
     int16_t *const sums[2] = {s.s.sums, s.s.sums + a->n_q * KERN_INDEX_GROUP};
-    const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
     late.n = 0;
-    for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
-        const size_t page = w.steps[0].from / a->page_rows + ahead;
+    for (index_walk w = index_walk_begin(a, INDEX_AHEAD); index_walk_next(&w);) {
         begin_pages(&s, &w);
         for (size_t i = 0; i <= w.n_steps; i++) {
-            if (i < w.n_steps) {
-                size_t later = page + w.steps[i].page;
-                sum_group(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code, sums[i % 2]);
-            }
+            if (i < w.n_steps) sum_group(&s, &w.steps[i], sums[i % 2]);
             if (i > 0) judge_group(&s, &late, &w.steps[i - 1], sums[(i - 1) % 2]);
         }
     }

@@ -3,7 +3,7 @@
  *
  * The one thing to know: a group's 64 positions are the bytes of a vector.  A table has, for each pattern of signs, the sum of the query's integers that agree with it; sums of a
  * chunk fit bytes, those of chunks are widened to 16 bits: the even bytes' as the sum of everything less 256 times that of the odd ones.  Whether a position is kept is
- * decided by integers; floats are made of those that are.  Outer planes are added for 64 of them at a time, when they have arrived. */
+ * decided by integers.  Of several groups those that are kept are packed first, and then floats made of them.  Outer planes are added for 64 of them at a time, when they have arrived. */
 #ifndef SPW_KERN_AVX512_INDEX_H
 #define SPW_KERN_AVX512_INDEX_H
 
@@ -13,7 +13,8 @@ typedef __m512 index_lanes;
 #include "kern_index_make.h"
 
 enum {
-    INDEX_HEADS = 8,         /* heads whose sums are in registers at once */
+    INDEX_HEADS = 8,         /* heads whose sums are in registers at once, */
+    INDEX_PAIR = 2, INDEX_PAIR_HEADS = 4, /* or for so many heads those of two groups */
     INDEX_AHEAD = 640,       /* so many positions ahead are asked for into L2, */
     INDEX_NEAR = 1024,       /* and so many bytes ahead into L1 */
 };
@@ -59,35 +60,46 @@ KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where
 
 /* ---- sums ------------------------------------------------------------------------------------------- */
 
-KERN_INLINE void add_chunk(const uint8_t *signs, const uint8_t *later, const uint8_t *tables, size_t table_bytes, const int n_q, const int n_bytes, __m512i *all, __m512i *odd)
+/* Signs of one or two groups, and of those that are asked for. */
+typedef struct sign_rows {
+    const uint8_t *now[INDEX_PAIR], *later[INDEX_PAIR];
+} sign_rows;
+
+/* A chunk of n_bytes bytes, from byte `at` of each row on, of n_groups groups: a table that is loaded serves all of them.  all, odd: [n_groups][n_q]. */
+KERN_INLINE void add_chunk(const sign_rows *r, size_t at, const uint8_t *tables, size_t table_bytes, const int n_groups, const int n_q, const int n_bytes, __m512i *all, __m512i *odd)
 {
-    __m512i v[2 * INDEX_CHUNK];
-    index_spread(signs, n_bytes, v);
-    KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
-        _mm_prefetch(later + i * KERN_INDEX_GROUP, _MM_HINT_T1);
-        _mm_prefetch(signs + INDEX_NEAR + i * KERN_INDEX_GROUP, _MM_HINT_T0);
+    __m512i v[INDEX_PAIR][2 * INDEX_CHUNK];
+    KERN_UNROLL for (int k = 0; k < n_groups; k++) {
+        index_spread(r->now[k] + at * KERN_INDEX_GROUP, n_bytes, v[k]);
+        KERN_UNROLL for (int i = 0; i < n_bytes; i++) {
+            _mm_prefetch(r->later[k] + (at + (size_t)i) * KERN_INDEX_GROUP, _MM_HINT_T1);
+            _mm_prefetch(r->now[k] + INDEX_NEAR + (at + (size_t)i) * KERN_INDEX_GROUP, _MM_HINT_T0);
+        }
     }
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        __m512i sum = index_look(v, tables + (size_t)g * table_bytes, n_bytes);
-        all[g] = _mm512_add_epi16(all[g], sum);
-        odd[g] = _mm512_add_epi16(odd[g], _mm512_srli_epi16(sum, 8));
+        KERN_UNROLL for (int k = 0; k < n_groups; k++) {
+            __m512i sum = index_look(v[k], tables + (size_t)g * table_bytes, n_bytes);
+            all[k * n_q + g] = _mm512_add_epi16(all[k * n_q + g], sum);
+            odd[k * n_q + g] = _mm512_add_epi16(odd[k * n_q + g], _mm512_srli_epi16(sum, 8));
+        }
     }
 }
 
-/* n of heads first .. first + n_q - 1 over 64 positions: 0-31 in low and the others in high.  Asks for the signs of later, a few lines at a time: of many at once some are dropped. */
-KERN_INLINE void add_signs(const index_state *s, const uint8_t *signs, const uint8_t *later, size_t first, const int n_q, __m512i *low, __m512i *high)
+/* n of heads first .. first + n_q - 1 over 64 positions of each group: 0-31 in low and the others in high.  Asks for the signs of later, a few lines at a time: of many at once some are
+ * dropped. */
+KERN_INLINE void add_signs(const index_state *s, const sign_rows *r, size_t first, const int n_groups, const int n_q, __m512i *low, __m512i *high)
 {
     const size_t row_bytes = s->at.row_bytes, table_bytes = s->q.table_bytes;
     const uint8_t *tables = s->q.tables + first * table_bytes;
-    KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        low[g] = _mm512_set1_epi32((int)s->start_all[first + (size_t)g]);
-        high[g] = _mm512_set1_epi32((int)s->start_odd[first + (size_t)g]);
+    KERN_UNROLL for (int i = 0; i < n_groups * n_q; i++) {
+        low[i] = _mm512_set1_epi32((int)s->start_all[first + (size_t)(i % n_q)]);
+        high[i] = _mm512_set1_epi32((int)s->start_odd[first + (size_t)(i % n_q)]);
     }
     size_t j = 0;
-    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 3, low, high);
-    if (row_bytes - j == 2) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 2, low, high);
-    if (row_bytes - j == 1) add_chunk(signs + j * KERN_INDEX_GROUP, later + j * KERN_INDEX_GROUP, tables, table_bytes, n_q, 1, low, high);
-    KERN_UNROLL for (int g = 0; g < n_q; g++) low[g] = _mm512_sub_epi16(low[g], _mm512_slli_epi16(high[g], 8));
+    for (; j + INDEX_CHUNK <= row_bytes; j += INDEX_CHUNK, tables += INDEX_CHUNK_BYTES) add_chunk(r, j, tables, table_bytes, n_groups, n_q, 3, low, high);
+    if (row_bytes - j == 2) add_chunk(r, j, tables, table_bytes, n_groups, n_q, 2, low, high);
+    if (row_bytes - j == 1) add_chunk(r, j, tables, table_bytes, n_groups, n_q, 1, low, high);
+    KERN_UNROLL for (int i = 0; i < n_groups * n_q; i++) low[i] = _mm512_sub_epi16(low[i], _mm512_slli_epi16(high[i], 8));
 }
 
 /* Calls fn(..., first, n) for all heads, as many at once as there are registers for. */
@@ -158,7 +170,7 @@ KERN_INLINE void refine_heads(index_state *s, const __m512 *scale, unsigned plan
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
     const uint8_t *signs = s->s.turned + (plane - 1) * s->at.group_bytes;
     const float share = 1 / (float)(1 << plane);
-    add_signs(s, signs, signs, first, n_q, low, high);
+    add_signs(s, &(sign_rows){{signs}, {signs}}, first, 1, n_q, low, high);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         const size_t head = first + (size_t)g;
         const __m512 slope = _mm512_set1_ps(s->slope[head] * share), base = _mm512_set1_ps(s->base[head] * share);
@@ -249,77 +261,181 @@ KERN_INLINE __m512i whole_scales(const kern_f16 *scales, int exponent)
     return _mm512_srlv_epi16(_mm512_slli_epi16(fraction, 4), _mm512_sub_epi16(_mm512_set1_epi16((short)exponent), _mm512_srli_epi16(b, 10)));
 }
 
-/* Sums of a group into scratch; adds which positions are good enough to *mask. */
-KERN_INLINE void scan_heads(index_state *s, const index_step *step, const uint8_t *later, __m512i scale_low, __m512i scale_high, uint64_t *mask, size_t first, const int n_q)
+KERN_INLINE void store_half(void *to, __m512i v)
 {
-    __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    add_signs(s, step->code + step->at * s->at.group_bytes, later + step->at * s->at.group_bytes, first, n_q, low, high);
+    _mm256_storeu_si256(to, _mm512_castsi512_si256(v));
+}
+
+/* Kept positions of a group, whose number among those of the walk is given, and their sums: [n_q] each. */
+KERN_INLINE void pack_kept(index_state *s, const kern_f16 *scales, size_t number, uint64_t mask, size_t n_q, const __m512i *low, const __m512i *high)
+{
+    const __m512i list = index_list(mask), first = _mm512_set1_epi16((short)(number * KERN_INDEX_GROUP)), scale_low = _mm512_load_si512(scales), scale_high = _mm512_load_si512(scales + 32);
+    const size_t n = (size_t)__builtin_popcountll(mask);
+    kern_f16 *to_scales = s->s.kept_scales + s->n_packed;
+    uint16_t *to_numbers = s->s.kept_numbers + s->n_packed;
+    int16_t *to_sums = s->s.kept_sums + s->n_packed;
+    if (n <= 16) {
+        const __m512i which = _mm512_castsi256_si512(_mm256_cvtepu8_epi16(_mm512_castsi512_si128(list)));
+        store_half(to_scales, _mm512_permutex2var_epi16(scale_low, which, scale_high));
+        store_half(to_numbers, _mm512_add_epi16(which, first));
+        KERN_UNROLL for (size_t g = 0; g < n_q; g++) store_half(to_sums + g * INDEX_ROOM, _mm512_permutex2var_epi16(low[g], which, high[g]));
+    } else {
+        uint8_t numbers[64];
+        _mm512_storeu_si512(numbers, list);
+        for (size_t i = 0; i < n; i += 32) {
+            const __m512i which = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(numbers + i)));
+            _mm512_storeu_si512(to_scales + i, _mm512_permutex2var_epi16(scale_low, which, scale_high));
+            _mm512_storeu_si512(to_numbers + i, _mm512_add_epi16(which, first));
+            KERN_UNROLL for (size_t g = 0; g < n_q; g++) _mm512_storeu_si512(to_sums + g * INDEX_ROOM + i, _mm512_permutex2var_epi16(low[g], which, high[g]));
+        }
+    }
+    s->n_packed += n;
+}
+
+KERN_INLINE const kern_f16 *scales_of(const index_state *s, const index_step *step)
+{
+    return (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
+}
+
+/* Which positions of a group are good enough for one of these heads. */
+KERN_INLINE uint64_t judge(const index_state *s, const index_step *step, const __m512i *low, const __m512i *high, size_t first, const int n_q)
+{
+    const kern_f16 *scales = scales_of(s, step);
+    const __m512i scale_low = whole_scales(scales, s->exponent[step->page]), scale_high = whole_scales(scales + 32, s->exponent[step->page]);
     __mmask32 low_mask = 0, high_mask = 0;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        const size_t head = first + (size_t)g;
-        const __m512i threshold = _mm512_set1_epi32((int)s->threshold[index_place(step->page, head)]);
-        _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP, low[g]);
-        _mm512_store_si512(s->s.sums + head * KERN_INDEX_GROUP + 32, high[g]);
+        const __m512i threshold = _mm512_set1_epi32((int)s->threshold[index_place(step->page, first + (size_t)g)]);
         low_mask |= _mm512_cmpge_epi16_mask(_mm512_mulhrs_epi16(low[g], scale_low), threshold);
         high_mask |= _mm512_cmpge_epi16_mask(_mm512_mulhrs_epi16(high[g], scale_high), threshold);
     }
-    *mask |= low_mask | (uint64_t)high_mask << 32;
+    return low_mask | (uint64_t)high_mask << 32;
 }
 
-/* Sixteen of 64 numbers. */
-KERN_INLINE __m256i pick(const void *numbers, __m512i which)
+/* Signs of a group, and of the later one. */
+KERN_INLINE void find_signs(const index_state *s, const index_step *step, sign_rows *r, int k)
 {
-    const int16_t *n = numbers;
-    return _mm512_castsi512_si256(_mm512_permutex2var_epi16(_mm512_load_si512(n), which, _mm512_load_si512(n + 32)));
+    r->now[k] = step->code + step->at * s->at.group_bytes;
+    r->later[k] = step->later_signs;
 }
 
-/* Writes the positions of mask and their estimates as far as signs go. */
-static void keep(index_state *s, const index_step *step, const kern_f16 *scales, uint64_t mask)
+/* Of n_groups adjacent steps from number `at` on, sums of all heads, and what is kept. */
+KERN_INLINE void scan_all(index_state *s, const index_walk *w, size_t at, const int n_groups, const int n_q)
 {
-    const size_t n = (size_t)__builtin_popcountll(mask), n_q = s->a->n_q;
-    uint8_t list[64];
-    _mm512_storeu_si512(list, index_list(mask));
+    __m512i low[INDEX_HEADS], high[INDEX_HEADS];
+    sign_rows r;
+    KERN_UNROLL for (int k = 0; k < n_groups; k++) find_signs(s, &w->steps[at + (size_t)k], &r, k);
+    add_signs(s, &r, 0, n_groups, n_q, low, high);
+    KERN_UNROLL for (int k = 0; k < n_groups; k++) {
+        const index_step *step = &w->steps[at + (size_t)k];
+        uint64_t mask = judge(s, step, low + k * n_q, high + k * n_q, 0, n_q) & step->mask;
+        if (mask) pack_kept(s, scales_of(s, step), at + (size_t)k, mask, (size_t)n_q, low + k * n_q, high + k * n_q);
+    }
+}
+
+/* For more heads than there are registers for: sums of some of them into scratch. */
+KERN_INLINE void scan_some(index_state *s, const index_step *step, uint64_t *mask, size_t first, const int n_q)
+{
+    __m512i low[INDEX_HEADS], high[INDEX_HEADS];
+    sign_rows r;
+    find_signs(s, step, &r, 0);
+    add_signs(s, &r, first, 1, n_q, low, high);
+    *mask |= judge(s, step, low, high, first, n_q);
+    KERN_UNROLL for (int g = 0; g < n_q; g++) {
+        int16_t *to = s->s.sums + (first + (size_t)g) * KERN_INDEX_GROUP;
+        _mm512_store_si512(to, low[g]);
+        _mm512_store_si512(to + 32, high[g]);
+    }
+}
+
+static void scan_many(index_state *s, const index_walk *w, size_t at)
+{
+    const index_step *step = &w->steps[at];
+    __m512i low[KERN_MAX_G], high[KERN_MAX_G];
+    uint64_t mask = 0;
+    FOR_HEADS(s->a->n_q, scan_some, s, step, &mask);
+    mask &= step->mask;
+    for (size_t g = 0; g < s->a->n_q; g++) {
+        low[g] = _mm512_load_si512(s->s.sums + g * KERN_INDEX_GROUP);
+        high[g] = _mm512_load_si512(s->s.sums + g * KERN_INDEX_GROUP + 32);
+    }
+    pack_kept(s, scales_of(s, step), at, mask, s->a->n_q, low, high);
+}
+
+static void scan_pair(index_state *s, const index_walk *w, size_t at)
+{
+    for (size_t k = 0; k < INDEX_PAIR; k++) index_ask_rest(s, &w->steps[at + k]);
+    switch (s->a->n_q) {
+    case 1: scan_all(s, w, at, INDEX_PAIR, 1); break;
+    case 2: scan_all(s, w, at, INDEX_PAIR, 2); break;
+    case 3: scan_all(s, w, at, INDEX_PAIR, 3); break;
+    default: scan_all(s, w, at, INDEX_PAIR, INDEX_PAIR_HEADS); break;
+    }
+}
+
+static void scan_single(index_state *s, const index_walk *w, size_t at)
+{
+    index_ask_rest(s, &w->steps[at]);
+    switch (s->a->n_q) {
+    case 1: scan_all(s, w, at, 1, 1); break;
+    case 2: scan_all(s, w, at, 1, 2); break;
+    case 3: scan_all(s, w, at, 1, 3); break;
+    case 4: scan_all(s, w, at, 1, 4); break;
+    case 5: scan_all(s, w, at, 1, 5); break;
+    case 6: scan_all(s, w, at, 1, 6); break;
+    case 7: scan_all(s, w, at, 1, 7); break;
+    case 8: scan_all(s, w, at, 1, 8); break;
+    default: scan_many(s, w, at); break;
+    }
+}
+
+/* Of up to 64 packed positions from number `at` on: ids and estimates as far as signs go; the positions wait for their outer planes, which are asked for, into L2. */
+static void keep(index_state *s, const index_walk *w, size_t at, size_t n)
+{
+    int32_t from[KERN_LANES], page[KERN_LANES];
+    const uint8_t *outer[INDEX_STEPS];
+    for (size_t i = 0; i < w->n_steps; i++) {
+        from[i] = (int32_t)w->steps[i].from;
+        page[i] = (int32_t)(w->steps[i].page / 4 * KERN_LANES + w->steps[i].page % 4 * 4);
+        outer[i] = w->steps[i].outer + w->steps[i].at * KERN_INDEX_GROUP * s->at.outer_bytes;
+    }
+    const __m512i from_of = _mm512_loadu_si512(from), page_of = _mm512_loadu_si512(page);
     for (size_t i = 0; i < n; i += KERN_LANES) {
-        const __m128i sixteen = _mm_loadu_si128((const __m128i *)(const void *)(list + i));
-        const __m512i which = _mm512_castsi256_si512(_mm256_cvtepu8_epi16(sixteen));
-        const __m512 scale = _mm512_cvtph_ps(pick(scales, which));
-        _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(_mm512_set1_epi32((int)step->from), _mm512_cvtepu8_epi32(sixteen)));
+        const __m512i number = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.kept_numbers + at + i)));
+        const __m512i step = _mm512_srli_epi32(number, 6), place = _mm512_permutexvar_epi32(step, page_of);
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)((int16_t *)(void *)s->s.kept_scales + at + i)));
+        _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(_mm512_permutexvar_epi32(step, from_of), _mm512_and_si512(number, _mm512_set1_epi32(63))));
         if (s->refine) _mm512_storeu_ps(s->s.waiting_scale + s->first_waiting + s->n_waiting + i, scale);
-        for (size_t g = 0; g < n_q; g++) {
-            __m512 sums = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(pick(s->s.sums + g * KERN_INDEX_GROUP, which)));
-            __m512 z = _mm512_fmadd_ps(sums, _mm512_set1_ps(s->slope[g]), _mm512_set1_ps(s->base[g]));
-            _mm512_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm512_fmadd_ps(scale, z, _mm512_set1_ps(s->offset[index_place(step->page, g)])));
+        for (size_t g = 0; g < s->a->n_q; g++) {
+            const float *offsets = s->offset + index_place(0, g / 4 * 4);
+            const __m512i which = _mm512_add_epi32(place, _mm512_set1_epi32((int)(g % 4)));
+            const __m512 offset = _mm512_permutex2var_ps(_mm512_loadu_ps(offsets), which, _mm512_loadu_ps(offsets + index_place(4, 0)));
+            const __m512i sums = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.kept_sums + g * INDEX_ROOM + at + i)));
+            const __m512 z = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(s->slope[g]), _mm512_set1_ps(s->base[g]));
+            _mm512_storeu_ps(s->a->estimates + g * s->a->stride + s->n_kept + i, _mm512_fmadd_ps(scale, z, offset));
         }
     }
-    if (s->refine) index_wait(s, step, mask);
     s->n_kept += n;
-}
-
-/* Scans a group, and asks for the same one of a later page. */
-static void scan_step(index_state *s, const index_step *step, const uint8_t *later)
-{
-    const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s->at.scales) + step->at * KERN_INDEX_GROUP;
-    const int exponent = s->exponent[step->page];
-    const size_t ahead = s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
-    uint64_t mask = 0;
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) _mm_prefetch(later + ahead + i, _MM_HINT_T1);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) _mm_prefetch(later + i, _MM_HINT_T1);
-    FOR_HEADS(s->a->n_q, scan_heads, s, step, later, whole_scales(scales, exponent), whole_scales(scales + 32, exponent), &mask);
-    mask &= step->mask;
-    if (mask) keep(s, step, scales, mask);
+    if (!s->refine) return;
+    const uint8_t **to = s->s.waiting_outer + s->first_waiting + s->n_waiting;
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t number = (uint16_t)s->s.kept_numbers[at + i];
+        to[i] = outer[number / KERN_INDEX_GROUP] + number % KERN_INDEX_GROUP * s->at.outer_bytes;
+        _mm_prefetch(to[i], _MM_HINT_T1);
+    }
+    s->n_waiting += n;
     while (s->n_waiting >= INDEX_FULL) refine(s);
 }
 
 static size_t scan(const kern_index_scan *a)
 {
     index_state s = index_state_begin(a);
-    const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
-    for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
+    for (index_walk w = index_walk_begin(a, INDEX_AHEAD); index_walk_next(&w);) {
         begin_pages(&s, &w);
-        for (size_t i = 0; i < w.n_steps; i++) {
-            size_t later = w.steps[i].from / a->page_rows + ahead;
-            scan_step(&s, &w.steps[i], a->every == 1 && later < n_pages ? a->pages[later] : w.steps[i].code);
-        }
+        size_t i = 0;
+        for (; a->n_q <= INDEX_PAIR_HEADS && i + INDEX_PAIR <= w.n_steps; i += INDEX_PAIR) scan_pair(&s, &w, i);
+        for (; i < w.n_steps; i++) scan_single(&s, &w, i);
+        for (size_t at = 0; at < s.n_packed; at += KERN_INDEX_GROUP) keep(&s, &w, at, kern_min_size(KERN_INDEX_GROUP, s.n_packed - at));
+        s.n_packed = 0;
     }
     while (s.n_waiting) refine(&s);
     return s.n_kept;

@@ -54,7 +54,7 @@ typedef struct kern_index_scan {
     unsigned planes;          /* of the codes */
     const void *const *pages; /* codes of adjacent full pages; position 0 is the first of pages[0] */
     const void *const *outer; /* the outer planes of these pages; NULL: they lie behind the codes' other areas */
-    size_t page_rows;
+    size_t page_rows, n_pages; /* of a page; how many pages there are: those behind the last that is scanned are asked for, as somebody will scan them next; 0: none are behind */
     uint32_t first, end;      /* positions to scan: any */
     uint32_t every;           /* 1: all; k: only every k-th group, counted from the first of pages[0] (of each page ceil(page_rows / 64)), for sampling */
     const float *norm;        /* n_q, or NULL for zeros: subtracted from a head's estimates before heads are compared */

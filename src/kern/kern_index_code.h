@@ -22,6 +22,7 @@ enum {
     INDEX_FULL = 64 + 48,   /* kept positions that are enough for refining 64 of them: those have been asked for some time ago */
     INDEX_WAITING = 512,    /* places for kept positions that wait */
     INDEX_STEPS = 8,        /* groups that are scanned together */
+    INDEX_ROOM = (INDEX_STEPS + 1) * KERN_INDEX_GROUP, /* for what is kept of them, and a vector more */
 };
 /* The integers of a chunk add up to this and half of each of 24 more by rounding. */
 #define INDEX_MOST 242.0f
@@ -118,9 +119,13 @@ static inline index_query index_query_at(const void *prepared, size_t n_q, size_
                          .table_bytes = index_table_bytes(dim)};
 }
 
-/* Parts of scratch.  sums: n of a group's positions, of each head; room for two groups.  Scale and outer planes of kept positions that wait for those. */
+/* Parts of scratch.  sums: n of a group's positions, of each head; room for two groups.  Of kept positions of INDEX_STEPS groups, one after the other: n, of each head INDEX_ROOM; scale;
+ * number of the group * KERN_INDEX_GROUP + position.  Scale and outer planes of kept positions that wait for those. */
 typedef struct index_scratch {
     int16_t *sums;
+    int16_t *kept_sums;
+    kern_f16 *kept_scales;
+    uint16_t *kept_numbers;
     float *waiting_scale;
     const uint8_t **waiting_outer;
     uint8_t *turned; /* outer planes of 64 kept positions, each laid out as a group's signs */
@@ -129,7 +134,10 @@ typedef struct index_scratch {
 static inline index_scratch index_scratch_at(void *scratch, size_t n_q)
 {
     index_scratch s = {.sums = scratch};
-    s.waiting_scale = (float *)(void *)(s.sums + 2 * n_q * KERN_INDEX_GROUP);
+    s.kept_sums = s.sums + 2 * n_q * KERN_INDEX_GROUP;
+    s.kept_scales = (kern_f16 *)(void *)(s.kept_sums + n_q * INDEX_ROOM);
+    s.kept_numbers = (uint16_t *)(void *)(s.kept_scales + INDEX_ROOM);
+    s.waiting_scale = (float *)(void *)(s.kept_numbers + INDEX_ROOM);
     s.waiting_outer = (const uint8_t **)(void *)(s.waiting_scale + INDEX_WAITING);
     s.turned = (uint8_t *)(s.waiting_outer + INDEX_WAITING);
     return s;
@@ -137,7 +145,7 @@ static inline index_scratch index_scratch_at(void *scratch, size_t n_q)
 
 static inline size_t index_scratch_bytes(size_t n_q, size_t dim)
 {
-    return 2 * n_q * KERN_INDEX_GROUP * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + (KERN_INDEX_PLANES - 1) * (dim / 8) * KERN_INDEX_GROUP;
+    return ((2 * KERN_INDEX_GROUP + INDEX_ROOM) * n_q + 2 * INDEX_ROOM) * sizeof(int16_t) + INDEX_WAITING * (sizeof(float) + sizeof(uint8_t *)) + (KERN_INDEX_PLANES - 1) * (dim / 8) * KERN_INDEX_GROUP;
 }
 
 /* ---- the groups of a scan --------------------------------------------------------------------------- */
@@ -149,22 +157,43 @@ typedef struct index_step {
     size_t at, from;     /* its number in the page; its first position */
     uint64_t mask;       /* which of its positions are scanned */
     size_t page;         /* which of the pages of these steps it is of */
+    /* What should be asked for: the signs of a group that is scanned later; and still later, for they are wanted INDEX_STEPS groups before it, what a page has beside signs. */
+    const uint8_t *later_signs, *later_rest;
 } index_step;
 
 typedef struct index_walk {
     const kern_index_scan *a;
-    size_t groups;      /* of a page */
-    size_t outer;       /* where the outer plane begins in a code */
-    size_t page, group; /* the next one, group counted in its page */
+    index_layout layout;
+    size_t next;         /* the next group, counted from the first page */
+    size_t ahead, there; /* so many of the groups that are scanned ahead signs are asked for; so many pages there are */
     index_step steps[INDEX_STEPS];
     size_t n_steps, n_pages;
     const uint8_t *pages[INDEX_STEPS]; /* the codes of the steps' pages */
 } index_walk;
 
-static inline index_walk index_walk_begin(const kern_index_scan *a)
+/* ahead: so many positions ahead signs are asked for; when groups are left out, those of the next steps are. */
+static inline index_walk index_walk_begin(const kern_index_scan *a, size_t ahead)
 {
-    return (index_walk){.a = a, .groups = (a->page_rows + KERN_INDEX_GROUP - 1) / KERN_INDEX_GROUP, .page = a->first / a->page_rows,
-                        .outer = index_layout_of(a->page_rows, a->dim, a->planes).outer};
+    const size_t scanned = (a->end + a->page_rows - 1) / a->page_rows;
+    index_walk w = {.a = a, .layout = index_layout_of(a->page_rows, a->dim, a->planes), .ahead = INDEX_STEPS, .there = a->n_pages > scanned ? a->n_pages : scanned};
+    w.next = (a->first / a->page_rows * w.layout.groups + a->every - 1) / a->every * a->every;
+    if (a->every == 1) w.ahead = (ahead + a->page_rows - 1) / a->page_rows * w.layout.groups;
+    return w;
+}
+
+/* The page of a group; *at: which group of it that is. */
+static inline size_t index_walk_page(const index_walk *w, size_t group, size_t *at)
+{
+    size_t page = w->layout.groups == 2 ? group / 2 : group / w->layout.groups;
+    *at = group - page * w->layout.groups;
+    return page;
+}
+
+/* The code of that page, or when it is not there the last one's. */
+static inline const uint8_t *index_walk_code(const index_walk *w, size_t group, size_t *at)
+{
+    size_t page = index_walk_page(w, group, at);
+    return w->a->pages[page < w->there ? page : w->there - 1];
 }
 
 /* The next steps; false when there are none. */
@@ -172,16 +201,18 @@ static inline bool index_walk_next(index_walk *w)
 {
     const kern_index_scan *a = w->a;
     w->n_steps = w->n_pages = 0;
-    while (w->n_steps < INDEX_STEPS) {
-        size_t at = w->group, page = w->page, from = page * a->page_rows + at * KERN_INDEX_GROUP;
+    for (; w->n_steps < INDEX_STEPS; w->next += a->every) {
+        size_t at, later_at, page = index_walk_page(w, w->next, &at), from = page * a->page_rows + at * KERN_INDEX_GROUP;
         if (from >= a->end) break;
-        if (++w->group == w->groups) w->group = 0, w->page++;
         size_t n = kern_min_size(KERN_INDEX_GROUP, a->page_rows - at * KERN_INDEX_GROUP), high = kern_min_size(n, a->end - from);
-        if (from + n <= a->first || (a->every > 1 && (page * w->groups + at) % a->every)) continue;
+        if (from + n <= a->first) continue;
         uint64_t mask = high < KERN_INDEX_GROUP ? (UINT64_C(1) << high) - 1 : UINT64_MAX;
         if (from < a->first) mask &= UINT64_MAX << (a->first - from);
-        if (!w->n_pages || w->pages[w->n_pages - 1] != a->pages[page]) w->pages[w->n_pages++] = a->pages[page];
-        w->steps[w->n_steps++] = (index_step){.code = a->pages[page], .outer = a->outer ? a->outer[page] : (const uint8_t *)a->pages[page] + w->outer, .at = at, .from = from, .mask = mask, .page = w->n_pages - 1};
+        const uint8_t *code = a->pages[page], *rest = index_walk_code(w, w->next + (w->ahead + INDEX_STEPS) * a->every, &later_at);
+        const uint8_t *later = index_walk_code(w, w->next + w->ahead * a->every, &later_at);
+        if (!w->n_pages || w->pages[w->n_pages - 1] != code) w->pages[w->n_pages++] = code;
+        w->steps[w->n_steps++] = (index_step){.code = code, .outer = a->outer ? a->outer[page] : code + w->layout.outer, .at = at, .from = from, .mask = mask, .page = w->n_pages - 1,
+                                              .later_signs = later + later_at * w->layout.group_bytes, .later_rest = rest};
     }
     return w->n_steps > 0;
 }
@@ -195,7 +226,7 @@ typedef struct index_state {
     index_scratch s;
     index_layout at;
     bool refine;
-    size_t n_kept, n_waiting, first_waiting;
+    size_t n_kept, n_packed, n_waiting, first_waiting; /* packed: of the groups at hand, not yet among the kept */
     float slope[KERN_MAX_G], base[KERN_MAX_G];             /* of what signs add to estimates; those of each further plane are half of the one's before */
     float inverse[KERN_MAX_G];                             /* 1 / (slope of estimates from signs alone) */
     float bar[KERN_MAX_G];                                 /* threshold + norm */
@@ -243,6 +274,13 @@ static inline float index_power(int exponent)
     float power;
     memcpy(&power, &bits, sizeof power);
     return power;
+}
+
+/* Asks, with the first group of a page or with each when groups are left out, for what a later page has beside signs, into L2. */
+static inline void index_ask_rest(const index_state *s, const index_step *step)
+{
+    if (step->at && s->a->every == 1) return;
+    for (size_t i = s->at.scales; i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) __builtin_prefetch(step->later_rest + i, 0, 2);
 }
 
 /* Lets the positions of mask wait for their outer planes, and asks for those, into L2.  Their scales are there already. */

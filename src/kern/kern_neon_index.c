@@ -349,25 +349,22 @@ static void keep(index_state *s, const index_step *step, const kern_f16 *scales,
     s->n_kept += n;
 }
 
-/* Asks for the same group of a later page. */
-static void ask_ahead(const index_state *s, const index_step *step, size_t page)
+/* Asks for a later group. */
+static void ask_ahead(const index_state *s, const index_step *step)
 {
-    const uint8_t *code = s->a->pages[page], *signs = code + step->at * s->at.group_bytes, *scales = code + s->at.scales + step->at * KERN_INDEX_GROUP * sizeof(kern_f16);
-    for (size_t i = 0; i < s->at.group_bytes; i += 64) __builtin_prefetch(signs + i, 0, 2);
-    for (size_t i = 0; i < KERN_INDEX_GROUP * sizeof(kern_f16); i += 64) __builtin_prefetch(scales + i, 0, 2);
-    for (size_t i = s->at.mean; step->at == 0 && i < s->at.mean + s->a->dim * sizeof(kern_f16); i += 64) __builtin_prefetch(code + i, 0, 2);
+    for (size_t i = 0; i < s->at.group_bytes; i += 64) __builtin_prefetch(step->later_signs + i, 0, 2);
+    index_ask_rest(s, step);
 }
 
 static size_t scan(const kern_index_scan *a)
 {
     index_state s = index_state_begin(a);
-    const size_t ahead = (INDEX_AHEAD + a->page_rows - 1) / a->page_rows, n_pages = (a->end + a->page_rows - 1) / a->page_rows;
-    for (index_walk w = index_walk_begin(a); index_walk_next(&w);) {
+    for (index_walk w = index_walk_begin(a, INDEX_AHEAD); index_walk_next(&w);) {
         begin_pages(&s, &w);
         for (size_t i = 0; i < w.n_steps; i++) {
             const index_step *step = &w.steps[i];
             const kern_f16 *scales = (const kern_f16 *)(const void *)(step->code + s.at.scales) + step->at * KERN_INDEX_GROUP;
-            if (a->every == 1 && step->from / a->page_rows + ahead < n_pages) ask_ahead(&s, step, step->from / a->page_rows + ahead);
+            ask_ahead(&s, step);
             uint64_t mask = 0;
             for (size_t c = 0; c < NEON_QUARTERS; c++) mask |= scan_quarter(&s, step, scales, c);
             mask &= step->mask;

@@ -55,7 +55,7 @@ void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
         if (!st->index_planes) continue;
         make_code(st, page, arena, scratch + st->code_bytes / sizeof(float), scratch);
         memcpy(kv_page_code(st, page, arena), scratch, st->front_bytes);
-        memcpy(kv_page_outer(st, page, arena), (const uint8_t *)(const void *)scratch + st->front_bytes, st->code_bytes - st->front_bytes);
+        memcpy(kv_page_outer(st, page, arena), (const uint8_t *)(const void *)scratch + st->front_bytes, st->outer_bytes);
     }
 }
 

@@ -17,8 +17,9 @@ typedef struct kv_segment {
     uint8_t *base;
     size_t bytes;
     size_t row_arena_bytes, side_arena_bytes; /* distance from one arena to the next */
+    size_t outer_at, side_at;                 /* in a side arena, where the codes' outer planes and where the side areas begin */
     uint32_t first_page, n_pages;
-    uint32_t n_huge, n_huge_side; /* first chunks of 2 MiB of every row arena, and of every side arena, that huge pages have been asked for */
+    uint32_t n_huge, n_huge_codes, n_huge_outer; /* first chunks of 2 MiB of every row arena, and of every side arena's codes and outer planes, that huge pages have been asked for */
 } kv_segment;
 
 typedef struct kv_page {
@@ -33,8 +34,8 @@ struct kv_store {
     unsigned index_planes;
     const kern_table *kern;
     size_t row_bytes, page_bytes;
-    size_t code_bytes, front_bytes;     /* of one page in one arena: the code, and what of it comes before the outer planes */
-    size_t outer_at, room_at, side_bytes; /* in the side area of one page in one arena: where the outer planes of the code and the room for digests begin, and the bytes of all */
+    size_t code_bytes, front_bytes, outer_bytes; /* of one page in one arena: the code, and what of it comes before the outer planes, and those */
+    size_t room_at, side_bytes;         /* in the side area of one page in one arena: where the room for digests begins, and the bytes of all */
     const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;
@@ -90,7 +91,7 @@ static inline uint8_t *kv_page_rows(const kv_store *st, uint32_t page, uint32_t 
     return seg->base + arena * seg->row_arena_bytes + (size_t)(page - seg->first_page) * st->page_bytes;
 }
 
-/* A side arena has the codes of all its pages, without their outer planes, so that a scan reads one stream; then their side areas. */
+/* A side arena has the codes of all its pages, without their outer planes, so that a scan reads one stream; then the outer planes of all; then their side areas. */
 static inline uint8_t *kv_side_arena(const kv_store *st, const kv_segment *seg, uint32_t arena)
 {
     return seg->base + kv_n_arenas(st) * seg->row_arena_bytes + arena * seg->side_arena_bytes;
@@ -99,7 +100,7 @@ static inline uint8_t *kv_side_arena(const kv_store *st, const kv_segment *seg, 
 static inline uint8_t *kv_page_side(const kv_store *st, uint32_t page, uint32_t arena)
 {
     const kv_segment *seg = &st->segments[st->pages[page].segment];
-    return kv_side_arena(st, seg, arena) + (size_t)seg->n_pages * st->front_bytes + (size_t)(page - seg->first_page) * st->side_bytes;
+    return kv_side_arena(st, seg, arena) + seg->side_at + (size_t)(page - seg->first_page) * st->side_bytes;
 }
 
 /* The scales of a sealed page: of K [dim], of V [KV_PAGE_ROWS]. */
@@ -116,7 +117,8 @@ static inline uint8_t *kv_page_code(const kv_store *st, uint32_t page, uint32_t 
 
 static inline uint8_t *kv_page_outer(const kv_store *st, uint32_t page, uint32_t arena)
 {
-    return kv_page_side(st, page, arena) + st->outer_at;
+    const kv_segment *seg = &st->segments[st->pages[page].segment];
+    return kv_side_arena(st, seg, arena) + seg->outer_at + (size_t)(page - seg->first_page) * st->outer_bytes;
 }
 
 /* Whether something is made of full pages, so that rows must be opened and completed. */

@@ -197,7 +197,7 @@ static uint32_t adaptive_n_parts(const policy_params *p, const policy_query *q, 
 /* Everything, from the signs. */
 static kern_index_scan scan_of(const adaptive *a, const policy_query *q)
 {
-    return (kern_index_scan){.query = a->query, .n_q = q->n_q, .dim = q->dim, .planes = a->planes, .pages = a->pages, .outer = a->outer, .page_rows = KV_PAGE_ROWS, .first = a->first, .end = a->end,
+    return (kern_index_scan){.query = a->query, .n_q = q->n_q, .dim = q->dim, .planes = a->planes, .pages = a->pages, .outer = a->outer, .page_rows = KV_PAGE_ROWS, .n_pages = a->end / KV_PAGE_ROWS, .first = a->first, .end = a->end,
                              .every = 1, .threshold = -INFINITY, .ids = a->ids, .estimates = a->estimates, .stride = a->room, .scratch = a->scan_scratch};
 }
 
