@@ -39,8 +39,38 @@ KERN_INLINE __m512 within_floats(__m512 x)
 
 /* ---- queries as integers --------------------------------------------------------------------------------------------- */
 
-/* The n queries of the block for rows of one k_scale: as 16 bits, and as two signed bytes each. */
-static void prepare(const tile_step *st, size_t n, const float *k_scale)
+/* One query for rows of one k_scale, as 16 bits; returns their sum in lanes. */
+KERN_INLINE __m512i query_words(const tile_step *st, size_t i, const float *k_scale, float inverse, int16_t *words)
+{
+    const float *q = st->a->q + (st->q0 + i) * st->a->q_stride;
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t d = 0; d < st->w->q_stride; d += KERN_LANES) {
+        __m512i v = _mm512_setzero_si512();
+        if (d < st->a->dim) {
+            __m512 x = within_floats(_mm512_mul_ps(_mm512_loadu_ps(q + d), _mm512_loadu_ps(k_scale + d)));
+            v = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
+        }
+        sum = _mm512_add_epi32(sum, v);
+        _mm256_store_si256((__m256i *)(void *)(words + d), _mm512_cvtepi32_epi16(v));
+    }
+    return sum;
+}
+
+/* Query i of the block, whose words are there, as two signed bytes each. */
+KERN_INLINE void query_quads(const tile_step *st, size_t i, const int16_t *words)
+{
+    for (size_t d = 0; d < st->w->q_stride; d += KERN_LANES) {
+        __m512i v = _mm512_cvtepi16_epi32(_mm256_load_si256((const __m256i *)(const void *)(words + d)));
+        __m128i lo = _mm512_cvtepi32_epi8(v), hi = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8));
+        __m128d first = _mm_castsi128_pd(_mm_unpacklo_epi32(hi, lo)), second = _mm_castsi128_pd(_mm_unpackhi_epi32(hi, lo));
+        double *quads = (double *)(void *)q8_work_quads(st->w, i, d);
+        _mm_storel_pd(quads, first), _mm_storeh_pd(quads + KERN_GROUP, first);
+        _mm_storel_pd(quads + 2 * KERN_GROUP, second), _mm_storeh_pd(quads + 3 * KERN_GROUP, second);
+    }
+}
+
+/* The n queries of the block for rows of one k_scale; tree: as these want them. */
+static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tree)
 {
     const size_t dim = st->a->dim, stride = st->w->q_stride;
     float inverse[Q8_BLOCK];
@@ -54,22 +84,10 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale)
         st->w->step[i] = largest >= KERN_Q8_LEAST ? largest / KERN_Q8_MOST : 0;
     }
     for (size_t i = 0; i < n; i++) {
-        const float *q = st->a->q + (st->q0 + i) * st->a->q_stride;
-        __m512i sum = _mm512_setzero_si512();
-        for (size_t d = 0; d < stride; d += KERN_LANES) {
-            __m512i v = _mm512_setzero_si512();
-            if (d < dim) {
-                __m512 x = within_floats(_mm512_mul_ps(_mm512_loadu_ps(q + d), _mm512_loadu_ps(k_scale + d)));
-                v = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[i])));
-            }
-            sum = _mm512_add_epi32(sum, v);
-            _mm256_store_si256((__m256i *)(void *)(st->w->q + i * stride + d), _mm512_cvtepi32_epi16(v));
-            __m128i lo = _mm512_cvtepi32_epi8(v), hi = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8));
-            __m128d first = _mm_castsi128_pd(_mm_unpacklo_epi32(hi, lo)), second = _mm_castsi128_pd(_mm_unpackhi_epi32(hi, lo));
-            double *quads = (double *)(void *)q8_work_quads(st->w, i, d);
-            _mm_storel_pd(quads, first), _mm_storeh_pd(quads + KERN_GROUP, first);
-            _mm_storel_pd(quads + 2 * KERN_GROUP, second), _mm_storeh_pd(quads + 3 * KERN_GROUP, second);
-        }
+        int16_t *words = st->w->q + i * stride;
+        __m512i sum = query_words(st, i, k_scale, inverse[i], words);
+        if (tree) continue;
+        query_quads(st, i, words);
         st->w->bias[i] = -128 * _mm512_reduce_add_epi32(sum);
     }
 }
@@ -186,14 +204,10 @@ KERN_INLINE void score_group(const tile_step *st, q8_ask *ask, size_t i, uint32_
 }
 
 /* Scores of the block's n queries for the rows [from, to), whose k_scale the queries are prepared for. */
-KERN_INLINE void score_rows(const tile_step *st, q8_ask *ask, size_t n, uint32_t from, uint32_t to, const kern_hint hint)
+KERN_INLINE void score_rows(const tile_step *st, q8_ask *ask, size_t n, uint32_t from, uint32_t to, bool tree, const kern_hint hint)
 {
-    bool tree = n <= FEW || to - from <= FEW_ROWS;
     size_t i = 0;
-    for (; i + KERN_GROUP <= n; i += KERN_GROUP) {
-        score_group(st, ask, i, from, to, tree, KERN_GROUP, hint);
-
-    }
+    for (; i + KERN_GROUP <= n; i += KERN_GROUP) score_group(st, ask, i, from, to, tree, KERN_GROUP, hint);
     if (n - i == 3) score_group(st, ask, i, from, to, tree, 3, hint);
     if (n - i == 2) score_group(st, ask, i, from, to, tree, 2, hint);
     if (n - i == 1) score_group(st, ask, i, from, to, tree, 1, hint);
@@ -349,8 +363,9 @@ KERN_INLINE void attend_tile(const tile_step *st, q8_ask ask, size_t n, const ke
     for (uint32_t at = st->t->base; at < last; at = end) {
         uint32_t run = st->walk->run;
         const float *k_scale = q8_walk_run(st->walk, st->t, at, &end);
-        if (at == 0 || st->walk->run != run) prepare(st, n, k_scale);
-        score_rows(st, &ask, n, at - st->t->base, end - st->t->base, hint);
+        const bool tree = n <= FEW || q8_walk_rows(st->walk) <= FEW_ROWS;
+        if (at == 0 || st->walk->run != run) prepare(st, n, k_scale, tree);
+        score_rows(st, &ask, n, at - st->t->base, end - st->t->base, tree, hint);
     }
     size_t i = 0;
     for (; i + KERN_GROUP <= n; i += KERN_GROUP) attend_group(st, &ask, i, KERN_GROUP, hint);

@@ -57,7 +57,7 @@ typedef struct q8_run {
 
 typedef struct q8_walk {
     kern_walk rows;
-    uint32_t run; /* the one that holds the next position to be scored */
+    uint32_t run, n_runs; /* the one that holds the next position to be scored; how many there are */
     q8_run runs[KERN_SPAN];
     float v_scale[KERN_SPAN]; /* of each position, zero up to the end of its tile */
 } q8_walk;
@@ -65,6 +65,7 @@ typedef struct q8_walk {
 static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
 {
     uint32_t n = 0, n_runs = 0;
+    for (size_t s = 0; s < a->n_spans; s++) __builtin_prefetch(a->spans[s].v_scale, 0, 3); /* those of single positions are all in lines of their own: they come together */
     kern_walk_over(&w->rows, a, 2 * a->dim);
     w->run = 0;
     for (size_t s = 0; s < a->n_spans && n < KERN_SPAN; s++) {
@@ -76,15 +77,30 @@ static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
         if (take) w->runs[n_runs - 1].end = n;
     }
     for (; n % KERN_TILE; n++) w->v_scale[n] = 0;
+    w->n_runs = n_runs;
+}
+
+/* Asks for the channels' scales of a later run: of single positions each run is another page's. */
+static inline void q8_walk_ask(const q8_walk *w)
+{
+    enum { AHEAD = 6 }; /* runs */
+    const size_t later = w->run + (size_t)AHEAD, dim = w->rows.row_bytes / 2;
+    for (size_t i = 0; later < w->n_runs && i < dim; i += 16) __builtin_prefetch(w->runs[later].k_scale + i, 0, 3);
 }
 
 /* The run that holds position at, and in *end the end of its part of the tile. */
 static inline const float *q8_walk_run(q8_walk *w, const kern_tile *t, uint32_t at, uint32_t *end)
 {
-    while (w->runs[w->run].end <= at) w->run++;
+    for (; w->runs[w->run].end <= at; w->run++) q8_walk_ask(w);
     const q8_run *run = &w->runs[w->run];
     *end = run->end < t->base + t->n ? run->end : t->base + t->n;
     return run->k_scale;
+}
+
+/* How many rows that run has. */
+static inline uint32_t q8_walk_rows(const q8_walk *w)
+{
+    return w->runs[w->run].end - (w->run ? w->runs[w->run - 1].end : 0);
 }
 
 /* What is asked for ahead, line by line in the order of memory and in step with what the arithmetic uses. */

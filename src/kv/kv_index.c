@@ -41,7 +41,7 @@ static void make_code(const kv_store *st, uint32_t page, uint32_t arena, float *
 
 size_t kv_complete_scratch(const kv_store *st)
 {
-    return st->index_planes ? st->code_bytes / sizeof(float) + keys_floats(st) : 0;
+    return st->index_planes ? kv_code_bytes(st) / sizeof(float) + keys_floats(st) : 0;
 }
 
 void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
@@ -53,9 +53,9 @@ void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch)
         uint32_t page = s->pages[pos / KV_PAGE_ROWS];
         if (st->type == KV_Q8) kv_open_seal(s, arena, pos);
         if (!st->index_planes) continue;
-        make_code(st, page, arena, scratch + st->code_bytes / sizeof(float), scratch);
-        memcpy(kv_page_code(st, page, arena), scratch, st->front_bytes);
-        memcpy(kv_page_outer(st, page, arena), (const uint8_t *)(const void *)scratch + st->front_bytes, st->outer_bytes);
+        make_code(st, page, arena, scratch + kv_code_bytes(st) / sizeof(float), scratch);
+        memcpy(kv_page_area(st, page, arena, KV_CODES), scratch, st->area_bytes[KV_CODES]);
+        memcpy(kv_page_area(st, page, arena, KV_OUTER), (const uint8_t *)(const void *)scratch + st->area_bytes[KV_CODES], st->area_bytes[KV_OUTER]);
     }
 }
 
@@ -64,7 +64,7 @@ const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pag
     const kv_store *st = s->store;
     if (!st->index_planes) return NULL;
     SPW_ASSERT((page + 1) * KV_PAGE_ROWS <= s->opened);
-    return kv_page_code(st, s->pages[page], st->first_arena[layer] + head);
+    return kv_page_area(st, s->pages[page], st->first_arena[layer] + head, KV_CODES);
 }
 
 const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page)
@@ -72,7 +72,7 @@ const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64
     const kv_store *st = s->store;
     if (st->index_planes < 2) return NULL;
     SPW_ASSERT((page + 1) * KV_PAGE_ROWS <= s->opened);
-    return kv_page_outer(st, s->pages[page], st->first_arena[layer] + head);
+    return kv_page_area(st, s->pages[page], st->first_arena[layer] + head, KV_OUTER);
 }
 
 /* ------------------------------------------------------------------------------------------------- check ---- */
@@ -83,12 +83,13 @@ static spw_status check_page(const kv_seq *s, uint32_t at, float *scratch, uint8
     const kv_store *st = s->store;
     for (uint32_t l = 0; l < st->n_layer; l++) {
         for (uint32_t a = st->first_arena[l]; a < st->first_arena[l + 1]; a++) {
-            const uint8_t *code = kv_page_code(st, s->pages[at], a), *outer = kv_page_outer(st, s->pages[at], a) - st->front_bytes;
+            const size_t front = st->area_bytes[KV_CODES];
+            const uint8_t *code = kv_page_area(st, s->pages[at], a, KV_CODES), *outer = kv_page_area(st, s->pages[at], a, KV_OUTER) - front;
             size_t i = 0;
             make_code(st, s->pages[at], a, scratch, again);
-            while (i < st->code_bytes && (i < st->front_bytes ? code : outer)[i] == again[i]) i++;
-            if (i == st->code_bytes) continue;
-            if (i >= st->front_bytes) code = outer;
+            while (i < kv_code_bytes(st) && (i < front ? code : outer)[i] == again[i]) i++;
+            if (i == kv_code_bytes(st)) continue;
+            if (i >= front) code = outer;
             return spw_fail(err, SPW_E_FORMAT,
                             "KV store: invariant 7: the code of page %u (positions from %llu), layer %u, head %u is not that of its rows: byte %zu is 0x%02x, expected 0x%02x",
                             s->pages[at], (unsigned long long)at * KV_PAGE_ROWS, l, a - st->first_arena[l], i, code[i], again[i]);
@@ -102,7 +103,7 @@ spw_status kv_index_check(const kv_store *st, spw_err *err)
 {
     bool *done = mem_calloc(st->n_pages, sizeof *done);
     float *scratch = mem_alloc(keys_floats(st) * sizeof *scratch);
-    uint8_t *again = mem_zalloc(st->code_bytes);
+    uint8_t *again = mem_zalloc(kv_code_bytes(st));
     spw_status status = SPW_OK;
     if (!done || (keys_floats(st) && !scratch) || !again) status = spw_fail(err, SPW_E_NOMEM, "KV store: out of memory for checking codes");
     uint64_t mode = pool_float_mode_enter(); /* as on the workers that made them */

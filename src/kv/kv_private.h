@@ -13,13 +13,17 @@
 
 #define KV_NO_PAGE UINT32_MAX
 
+/* What lies beside the rows.  A side arena has, of all its pages, first the codes without their outer planes, so that a scan reads one stream; then the outer planes of all; then the scales
+ * of KV_Q8; then the room for digests. */
+typedef enum kv_area { KV_CODES, KV_OUTER, KV_SCALES, KV_ROOM, KV_AREAS } kv_area;
+
 typedef struct kv_segment {
     uint8_t *base;
     size_t bytes;
     size_t row_arena_bytes, side_arena_bytes; /* distance from one arena to the next */
-    size_t outer_at, side_at;                 /* in a side arena, where the codes' outer planes and where the side areas begin */
+    size_t area_at[KV_AREAS];                 /* where they begin in a side arena */
     uint32_t first_page, n_pages;
-    uint32_t n_huge, n_huge_codes, n_huge_outer; /* first chunks of 2 MiB of every row arena, and of every side arena's codes and outer planes, that huge pages have been asked for */
+    uint32_t n_huge, n_huge_area[KV_AREAS];   /* first chunks of 2 MiB of every row arena, and of every side arena's areas, that huge pages have been asked for */
 } kv_segment;
 
 typedef struct kv_page {
@@ -34,8 +38,7 @@ struct kv_store {
     unsigned index_planes;
     const kern_table *kern;
     size_t row_bytes, page_bytes;
-    size_t code_bytes, front_bytes, outer_bytes; /* of one page in one arena: the code, and what of it comes before the outer planes, and those */
-    size_t room_at, side_bytes;         /* in the side area of one page in one arena: where the room for digests begins, and the bytes of all */
+    size_t area_bytes[KV_AREAS], side_bytes; /* of one page in one arena: each area's part, and of all */
     const numa_topology *numa; /* NULL: no placement */
     kv_segment *segments;
     uint32_t n_segments;
@@ -91,34 +94,27 @@ static inline uint8_t *kv_page_rows(const kv_store *st, uint32_t page, uint32_t 
     return seg->base + arena * seg->row_arena_bytes + (size_t)(page - seg->first_page) * st->page_bytes;
 }
 
-/* A side arena has the codes of all its pages, without their outer planes, so that a scan reads one stream; then the outer planes of all; then their side areas. */
 static inline uint8_t *kv_side_arena(const kv_store *st, const kv_segment *seg, uint32_t arena)
 {
     return seg->base + kv_n_arenas(st) * seg->row_arena_bytes + arena * seg->side_arena_bytes;
 }
 
-static inline uint8_t *kv_page_side(const kv_store *st, uint32_t page, uint32_t arena)
+static inline uint8_t *kv_page_area(const kv_store *st, uint32_t page, uint32_t arena, kv_area area)
 {
     const kv_segment *seg = &st->segments[st->pages[page].segment];
-    return kv_side_arena(st, seg, arena) + seg->side_at + (size_t)(page - seg->first_page) * st->side_bytes;
+    return kv_side_arena(st, seg, arena) + seg->area_at[area] + (size_t)(page - seg->first_page) * st->area_bytes[area];
+}
+
+/* The bytes of a page's code in one arena, with its outer planes. */
+static inline size_t kv_code_bytes(const kv_store *st)
+{
+    return st->area_bytes[KV_CODES] + st->area_bytes[KV_OUTER];
 }
 
 /* The scales of a sealed page: of K [dim], of V [KV_PAGE_ROWS]. */
 static inline float *kv_page_scales(const kv_store *st, uint32_t page, uint32_t arena)
 {
-    return (float *)(void *)kv_page_side(st, page, arena);
-}
-
-static inline uint8_t *kv_page_code(const kv_store *st, uint32_t page, uint32_t arena)
-{
-    const kv_segment *seg = &st->segments[st->pages[page].segment];
-    return kv_side_arena(st, seg, arena) + (size_t)(page - seg->first_page) * st->front_bytes;
-}
-
-static inline uint8_t *kv_page_outer(const kv_store *st, uint32_t page, uint32_t arena)
-{
-    const kv_segment *seg = &st->segments[st->pages[page].segment];
-    return kv_side_arena(st, seg, arena) + seg->outer_at + (size_t)(page - seg->first_page) * st->outer_bytes;
+    return (float *)(void *)kv_page_area(st, page, arena, KV_SCALES);
 }
 
 /* Whether something is made of full pages, so that rows must be opened and completed. */

@@ -200,8 +200,8 @@ void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos)
 {
     SPW_ASSERT(pos < s->reserved);
     const kv_store *st = s->store;
-    if (st->side_bytes == st->room_at) return NULL;
-    return kv_page_side(st, s->pages[pos / KV_PAGE_ROWS], st->first_arena[layer] + head) + st->room_at;
+    if (!st->area_bytes[KV_ROOM]) return NULL;
+    return kv_page_area(st, s->pages[pos / KV_PAGE_ROWS], st->first_arena[layer] + head, KV_ROOM);
 }
 
 /* Spans of sealed rows: pages have scales of their own, so none goes on into the next. */

@@ -62,11 +62,11 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
     st->numa = config->numa;
     st->row_bytes = 2 * (size_t)config->dim * elem_bytes(config->type);
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
-    st->code_bytes = code_bytes(config->dim, config->index_planes);
-    st->front_bytes = code_bytes(config->dim, config->index_planes ? 1 : 0);
-    st->outer_bytes = st->code_bytes - st->front_bytes;
-    st->room_at = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
-    st->side_bytes = st->room_at + round_up(config->side_bytes, MEM_ALIGN);
+    st->area_bytes[KV_CODES] = code_bytes(config->dim, config->index_planes ? 1 : 0);
+    st->area_bytes[KV_OUTER] = code_bytes(config->dim, config->index_planes) - st->area_bytes[KV_CODES];
+    st->area_bytes[KV_SCALES] = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
+    st->area_bytes[KV_ROOM] = round_up(config->side_bytes, MEM_ALIGN);
+    for (int i = 0; i < KV_AREAS; i++) st->side_bytes += st->area_bytes[i];
     st->first_arena = mem_calloc((size_t)config->n_layer + 1, sizeof *st->first_arena);
     if (!st->first_arena) {
         mem_free(st);
@@ -108,12 +108,12 @@ unsigned kv_index_planes(const kv_store *st)
 
 uint64_t kv_bytes_per_page(const kv_store *st)
 {
-    return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->code_bytes + st->side_bytes);
+    return (uint64_t)kv_n_arenas(st) * (st->page_bytes + st->side_bytes);
 }
 
 uint64_t kv_index_bytes_per_page(const kv_store *st)
 {
-    return (uint64_t)kv_n_arenas(st) * st->code_bytes;
+    return (uint64_t)kv_n_arenas(st) * kv_code_bytes(st);
 }
 
 /* Asks for the memory of each KV head's arenas on the node that will read it; refusals are ignored. */
@@ -138,14 +138,15 @@ static spw_status add_segment(kv_store *st, uint64_t n_pages, spw_err *err)
     if (n_pages > UINT32_MAX / 2 - st->n_pages) return spw_fail(err, SPW_E_NOMEM, "KV store: %llu pages are too many", (unsigned long long)n_pages);
     kv_segment seg = {.first_page = st->n_pages, .n_pages = (uint32_t)n_pages};
     size_t rows, side, per_arena;
-    bool fits = mul_size((size_t)n_pages, st->page_bytes, &rows) && mul_size((size_t)n_pages, st->code_bytes + st->side_bytes, &side) && rows < SIZE_MAX / 4 &&
+    bool fits = mul_size((size_t)n_pages, st->page_bytes, &rows) && mul_size((size_t)n_pages, st->side_bytes, &side) && rows < SIZE_MAX / 4 &&
                 side < SIZE_MAX / 4;
     if (fits) {
         size_t unit = side > SIDE_SMALL ? (size_t)HUGE_BYTES : 4096;
         seg.row_arena_bytes = round_up(rows, HUGE_BYTES);
-        seg.outer_at = round_up((size_t)n_pages * st->front_bytes, unit);
-        seg.side_at = seg.outer_at + round_up((size_t)n_pages * st->outer_bytes, unit);
-        seg.side_arena_bytes = seg.side_at + round_up((size_t)n_pages * st->side_bytes, unit);
+        for (int i = 0; i < KV_AREAS; i++) {
+            seg.area_at[i] = seg.side_arena_bytes;
+            seg.side_arena_bytes += round_up((size_t)n_pages * st->area_bytes[i], unit);
+        }
         fits = add_size(seg.row_arena_bytes, seg.side_arena_bytes, &per_arena) && mul_size(per_arena, kv_n_arenas(st), &seg.bytes) &&
                seg.bytes < SIZE_MAX - HUGE_BYTES;
     }
@@ -191,15 +192,14 @@ static void advise_arenas(const kv_store *st, uint8_t *base, size_t arena_bytes,
     *n_huge = chunks;
 }
 
-/* When a page is taken into use.  Side areas have scales and room for digests, which may never be used: only without an index, when they come first, they get huge pages. */
+/* When a page is taken into use.  The room for digests, which may never be used, stays with small pages. */
 static void advise_huge(kv_store *st, uint32_t page)
 {
     kv_segment *seg = &st->segments[st->pages[page].segment];
     size_t used = (size_t)(page - seg->first_page) + 1;
-    uint8_t *codes = kv_side_arena(st, seg, 0);
     advise_arenas(st, seg->base, seg->row_arena_bytes, used * st->page_bytes, HUGE_BYTES, &seg->n_huge);
-    advise_arenas(st, codes, seg->side_arena_bytes, used * (st->front_bytes ? st->front_bytes : st->side_bytes), SIDE_SMALL, &seg->n_huge_codes);
-    advise_arenas(st, codes + seg->outer_at, seg->side_arena_bytes, used * st->outer_bytes, SIDE_SMALL, &seg->n_huge_outer);
+    for (int i = 0; i < KV_ROOM; i++)
+        advise_arenas(st, kv_side_arena(st, seg, 0) + seg->area_at[i], seg->side_arena_bytes, used * st->area_bytes[i], SIDE_SMALL, &seg->n_huge_area[i]);
 }
 
 /* Start of the best run of free pages for a sequence that begins: the longest one; its middle when it follows a page in use, which is probably the end of a
@@ -258,9 +258,7 @@ void kv_release_memory(kv_store *st, const uint32_t *ids, uint32_t n)
             run++;
         for (uint32_t a = 0; a < kv_n_arenas(st); a++) {
             release_range(kv_page_rows(st, ids[i], a), run * st->page_bytes);
-            release_range(kv_page_code(st, ids[i], a), run * st->front_bytes);
-            release_range(kv_page_outer(st, ids[i], a), run * st->outer_bytes);
-            release_range(kv_page_side(st, ids[i], a), run * st->side_bytes);
+            for (int k = 0; k < KV_AREAS; k++) release_range(kv_page_area(st, ids[i], a, (kv_area)k), run * st->area_bytes[k]);
         }
         i += run;
     }
@@ -271,9 +269,8 @@ void kv_copy_page(kv_store *st, uint32_t to, uint32_t from, size_t n_rows)
     size_t bytes = st->type == KV_Q8 ? 0 : n_rows * st->row_bytes; /* what is not full has no rows in its page yet */
     for (uint32_t a = 0; a < kv_n_arenas(st); a++) {
         memcpy(kv_page_rows(st, to, a), kv_page_rows(st, from, a), bytes);
-        if (st->front_bytes) memcpy(kv_page_code(st, to, a), kv_page_code(st, from, a), st->front_bytes);
-        if (st->outer_bytes) memcpy(kv_page_outer(st, to, a), kv_page_outer(st, from, a), st->outer_bytes);
-        if (st->side_bytes) memcpy(kv_page_side(st, to, a), kv_page_side(st, from, a), st->side_bytes);
+        for (int k = 0; k < KV_AREAS; k++)
+            if (st->area_bytes[k]) memcpy(kv_page_area(st, to, a, (kv_area)k), kv_page_area(st, from, a, (kv_area)k), st->area_bytes[k]);
     }
 }
 
