@@ -318,7 +318,7 @@ KERN_INLINE void find_signs(const index_state *s, const index_step *step, sign_r
     r->later[k] = step->later_signs;
 }
 
-/* Of n_groups adjacent steps from number `at` on, sums of all heads, and what is kept. */
+/* Of n_groups adjacent steps from number `at` on: what is kept, and its sums for all heads. */
 KERN_INLINE void scan_all(index_state *s, const index_walk *w, size_t at, const int n_groups, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
@@ -347,6 +347,7 @@ KERN_INLINE void scan_some(index_state *s, const index_step *step, uint64_t *mas
     }
 }
 
+/* The same for one step and more heads. */
 static void scan_many(index_state *s, const index_walk *w, size_t at)
 {
     const index_step *step = &w->steps[at];
@@ -391,7 +392,7 @@ static void scan_single(index_state *s, const index_walk *w, size_t at)
 /* Of up to 64 packed positions from number `at` on: ids and estimates as far as signs go; the positions wait for their outer planes, which are asked for, into L2. */
 static void keep(index_state *s, const index_walk *w, size_t at, size_t n)
 {
-    int32_t from[KERN_LANES], page[KERN_LANES];
+    int32_t from[KERN_LANES] = {0}, page[KERN_LANES] = {0}; /* of each step */
     const uint8_t *outer[INDEX_STEPS];
     for (size_t i = 0; i < w->n_steps; i++) {
         from[i] = (int32_t)w->steps[i].from;
@@ -402,7 +403,7 @@ static void keep(index_state *s, const index_walk *w, size_t at, size_t n)
     for (size_t i = 0; i < n; i += KERN_LANES) {
         const __m512i number = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.kept_numbers + at + i)));
         const __m512i step = _mm512_srli_epi32(number, 6), place = _mm512_permutexvar_epi32(step, page_of);
-        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)((int16_t *)(void *)s->s.kept_scales + at + i)));
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(s->s.kept_scales + at + i)));
         _mm512_storeu_si512(s->a->ids + s->n_kept + i, _mm512_add_epi32(_mm512_permutexvar_epi32(step, from_of), _mm512_and_si512(number, _mm512_set1_epi32(63))));
         if (s->refine) _mm512_storeu_ps(s->s.waiting_scale + s->first_waiting + s->n_waiting + i, scale);
         for (size_t g = 0; g < s->a->n_q; g++) {
