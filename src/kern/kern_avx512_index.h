@@ -311,19 +311,22 @@ KERN_INLINE uint64_t judge(const index_state *s, const index_step *step, const _
     return low_mask | (uint64_t)high_mask << 32;
 }
 
-/* Signs of a group, and of the later one. */
-KERN_INLINE void find_signs(const index_state *s, const index_step *step, sign_rows *r, int k)
+/* Of n adjacent steps the signs, and those to ask for. */
+KERN_INLINE sign_rows signs_of(const index_state *s, const index_step *steps, const int n)
 {
-    r->now[k] = step->code + step->at * s->at.group_bytes;
-    r->later[k] = step->later_signs;
+    sign_rows r = {{NULL}, {NULL}};
+    KERN_UNROLL for (int k = 0; k < n; k++) {
+        r.now[k] = steps[k].code + steps[k].at * s->at.group_bytes;
+        r.later[k] = steps[k].later_signs;
+    }
+    return r;
 }
 
 /* Of n_groups adjacent steps from number `at` on: what is kept, and its sums for all heads. */
 KERN_INLINE void scan_all(index_state *s, const index_walk *w, size_t at, const int n_groups, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    sign_rows r;
-    KERN_UNROLL for (int k = 0; k < n_groups; k++) find_signs(s, &w->steps[at + (size_t)k], &r, k);
+    const sign_rows r = signs_of(s, w->steps + at, n_groups);
     add_signs(s, &r, 0, n_groups, n_q, low, high);
     KERN_UNROLL for (int k = 0; k < n_groups; k++) {
         const index_step *step = &w->steps[at + (size_t)k];
@@ -336,8 +339,7 @@ KERN_INLINE void scan_all(index_state *s, const index_walk *w, size_t at, const 
 KERN_INLINE void scan_some(index_state *s, const index_step *step, uint64_t *mask, size_t first, const int n_q)
 {
     __m512i low[INDEX_HEADS], high[INDEX_HEADS];
-    sign_rows r;
-    find_signs(s, step, &r, 0);
+    const sign_rows r = signs_of(s, step, 1);
     add_signs(s, &r, first, 1, n_q, low, high);
     *mask |= judge(s, step, low, high, first, n_q);
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
