@@ -9,7 +9,7 @@
  *
  * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
  * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
- * 2 MiB on (of codes from the second half of the first on), so that short sessions stay small.  A side arena has, of all its pages, first the codes without their outer planes (those of
+ * 2 MiB on (of what lies beside rows, the room for digests left out, from the second half of the first on), so that short sessions stay small.  A side arena has, of all its pages, first the codes without their outer planes (those of
  * adjacent pages are one stream), then the outer planes, then the scales of KV_Q8, then side_bytes of room for the digests of policies.  All are shared and copied with the rows.
  *
  * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
