@@ -242,11 +242,11 @@ typedef struct tile {
     bool first; /* y is yet to be written */
 } tile;
 
-/* The sums over n quads of both panels, times d and added to s.  Written in the order of use: each broadcast serves both panels and is gone. */
-KERN_INLINE void add_word_quads(__m512i w[PANELS][8], const pack_words *v, const int from, const int n, __m512i unbias, const float d[PANELS][PACK_ROWS], __m512 *s)
+/* One row, sums over n quads of both panels, times d and added to s.  Written in the order of use: each broadcast serves both panels and is gone. */
+KERN_INLINE void add_half_block(__m512i w[PANELS][8], const pack_words *v, const int from, __m512i unbias, const float d[PANELS][PACK_ROWS], __m512 *s)
 {
     __m512i low[PANELS] = {unbias, unbias}, high[PANELS] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    KERN_UNROLL for (int q = from; q < from + n; q++) {
+    KERN_UNROLL for (int q = from; q < from + 4; q++) {
         __m512i four = four_at(v->high + 4 * q);
         KERN_UNROLL for (int p = 0; p < PANELS; p++) high[p] = _mm512_dpbusd_epi32(high[p], w[p][q], four);
         four = four_at(v->low + 4 * q);
@@ -255,7 +255,8 @@ KERN_INLINE void add_word_quads(__m512i w[PANELS][8], const pack_words *v, const
     KERN_UNROLL for (int p = 0; p < PANELS; p++) s[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(put_together(high[p], low[p])), _mm512_load_ps(d[p]), s[p]);
 }
 
-KERN_INLINE void add_words_tile(uint32_t type, const unpacked *u, size_t b, const uint8_t *x, __m512 s[TILE_ROWS][PANELS])
+/* Q6_K: sums end after half a block, so rows follow each other and the weights stay. */
+KERN_INLINE void add_half_words_tile(const unpacked *u, size_t b, const uint8_t *x, __m512 s[TILE_ROWS][PANELS])
 {
     __m512i w[PANELS][8];
     KERN_UNROLL for (int p = 0; p < PANELS; p++)
@@ -263,13 +264,31 @@ KERN_INLINE void add_words_tile(uint32_t type, const unpacked *u, size_t b, cons
     KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
         const pack_words *v = (const pack_words *)(const void *)x + r;
         __m512i unbias = _mm512_set1_epi32(v->unbias), first = _mm512_set1_epi32(v->unbias_first);
-        if (type == QUANT_Q6_K) {
-            add_word_quads(w, v, 0, 4, first, u->d[b], s[r]);
-            add_word_quads(w, v, 4, 4, _mm512_sub_epi32(unbias, first), u->d2[b], s[r]);
-        } else {
-            add_word_quads(w, v, 0, 8, unbias, u->d[b], s[r]);
+        add_half_block(w, v, 0, first, u->d[b], s[r]);
+        add_half_block(w, v, 4, _mm512_sub_epi32(unbias, first), u->d2[b], s[r]);
+    }
+}
+
+/* Q8_0: a quad goes by for all rows and both bytes of their activations, sixteen sums of which none waits for another (2 % over rows one after the other; Q6_K loses as much). */
+KERN_INLINE void add_words_tile(const unpacked *u, size_t b, const uint8_t *x, __m512 s[TILE_ROWS][PANELS])
+{
+    const pack_words *v = (const pack_words *)(const void *)x;
+    __m512i low[TILE_ROWS][PANELS], high[TILE_ROWS][PANELS];
+    KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        KERN_UNROLL for (int p = 0; p < PANELS; p++) low[r][p] = _mm512_set1_epi32(v[r].unbias), high[r][p] = _mm512_setzero_si512();
+    KERN_UNROLL for (int q = 0; q < 8; q++) {
+        __m512i w[PANELS];
+        KERN_UNROLL for (int p = 0; p < PANELS; p++) w[p] = _mm512_load_si512(u->quads[b][p][q]);
+        KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+            __m512i four = four_at(v[r].high + 4 * q);
+            KERN_UNROLL for (int p = 0; p < PANELS; p++) dot_bytes(high[r][p], w[p], four);
+            four = four_at(v[r].low + 4 * q);
+            KERN_UNROLL for (int p = 0; p < PANELS; p++) dot_bytes(low[r][p], w[p], four);
         }
     }
+    KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        KERN_UNROLL for (int p = 0; p < PANELS; p++)
+            s[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(put_together(high[r][p], low[r][p])), _mm512_load_ps(u->d[b][p]), s[r][p]);
 }
 
 /* Adds the sums over n quads; v is of the first row. */
@@ -311,7 +330,8 @@ KERN_INLINE void run_tile(uint32_t type, const tile *t)
     __m512 s[TILE_ROWS][PANELS];
     KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) s[r][0] = s[r][1] = _mm512_setzero_ps();
     for (size_t b = 0; b < t->n_blocks; b++, x += t->step) {
-        if (pack_kind_of(type) == PACK_WORDS) add_words_tile(type, t->w, b, x, s);
+        if (type == QUANT_Q6_K) add_half_words_tile(t->w, b, x, s);
+        else if (pack_kind_of(type) == PACK_WORDS) add_words_tile(t->w, b, x, s);
         else add_pairs_tile(type, t->w, b, x, s);
     }
     KERN_UNROLL for (int r = 0; r < TILE_ROWS; r++) {
