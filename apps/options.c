@@ -66,10 +66,18 @@ static const char *index_choices(void)
     return "0, 1, 2, 3, 4";
 }
 
-/* In the order of spw_kv_rule. */
 static const char *rule_choices(void)
 {
-    return "flat, threshold, top-p, error";
+    return "flat, threshold, top-p, error, layer";
+}
+
+/* name: one of rule_choices. */
+static spw_kv_rule rule_number(const char *name)
+{
+    static const char *const names[] = {[SPW_KV_FLAT] = "flat", [SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error", [SPW_KV_LAYER] = "layer"};
+    size_t i = 0;
+    while (i + 1 < sizeof names / sizeof *names && strcmp(names[i], name) != 0) i++;
+    return (spw_kv_rule)i;
 }
 
 static const char *output_choices(void)
@@ -142,7 +150,7 @@ static const option table[] = {
      "How much of the positions between them may be read: a share up to 1, a number above 1, or auto: as many as their attention asks for."},
     {MEASURING, group_context, 0, "kv-block", "N", ONE_OF(kv_block, block_choices, NULL), "the policy's", "Adjacent positions that are chosen together."},
     {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), NULL,
-     "adaptive: how many positions. flat: the budget. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. All by estimates."},
+     "adaptive: how many positions. flat: the budget. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. layer: the budget of all KV heads of a layer, spread over them. All by estimates."},
     {MEASURING, group_context, 0, "kv-threshold", "P", REAL(kv_threshold, 0, 0.999999), "the rule's", "A share of the attention; sets --kv-rule threshold unless that is given."},
     {MEASURING, group_context, 0, "kv-error", "TAU", REAL(kv_error, 0, 0.999999), "the rule's", "A share of a layer's largest output; sets --kv-rule error unless that is given."},
     {MEASURING, group_context, 0, "kv-beta", "B", REAL(kv_beta, 0, 1e9), NULL, "hgca: keep positions with at least B times the mean attention; 0: all."},
@@ -153,7 +161,7 @@ static const option table[] = {
 
     {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02",
      "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them, or auto; hgca takes its beta. adaptive may be followed by a rule: "
-     "adaptive:.01:threshold=.0003, or top-p, or error."},
+     "adaptive:.01:threshold=.0003, or top-p, or error, or adaptive:.02:layer."},
     {CMD_EVAL, group_samples, 0, "eval-tokens", "N", WHOLE(eval_tokens, 1, 1 << 20), NULL, "kld: predictions of each chunk that are made token by token under each policy."},
     {CMD_EVAL, group_samples, 0, "no-truth", NULL, SWITCH(no_truth), "",
      "kld: leave out the attention to everything that mass and output error are measured against; faster with many policies."},
@@ -613,7 +621,7 @@ spw_session_params options_session(const options *o, uint64_t n_ctx)
     p.kv_window = (uint32_t)o->kv_window;
     p.kv_budget = o->kv_budget;
     if (o->kv_block) p.kv_block = (uint32_t)atoi(o->kv_block);
-    p.kv_rule = strcmp(o->kv_rule, "threshold") == 0 ? SPW_KV_THRESHOLD : strcmp(o->kv_rule, "top-p") == 0 ? SPW_KV_TOP_P : strcmp(o->kv_rule, "error") == 0 ? SPW_KV_ERROR : SPW_KV_FLAT;
+    p.kv_rule = rule_number(o->kv_rule);
     if (p.kv_rule == SPW_KV_FLAT && o->kv_threshold > 0) p.kv_rule = SPW_KV_THRESHOLD;
     if (p.kv_rule == SPW_KV_FLAT && o->kv_error > 0) p.kv_rule = SPW_KV_ERROR;
     p.kv_threshold = o->kv_threshold;

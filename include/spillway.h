@@ -249,6 +249,7 @@ typedef enum spw_kv_rule {
     SPW_KV_THRESHOLD, /* positions with more than kv_threshold of the group's mean attention, as estimated, and a floor */
     SPW_KV_TOP_P,     /* until every head has left out at most kv_threshold of its attention, as estimated */
     SPW_KV_ERROR,     /* until the error of every head's output, as estimated, is below kv_error of the layer's largest output */
+    SPW_KV_LAYER,     /* kv_budget of the middle of all KV heads of a layer, spread over them by estimated attention, and a floor */
 } spw_kv_rule;
 
 typedef struct spw_session_params {

@@ -139,8 +139,8 @@ static float named_lse(const policy_query *q, const policy_choice *c, uint32_t g
     return (float)(most + log(sum));
 }
 
-/* As the planner does; pool NULL: backwards, by this thread. */
-static spw_status make_choice(const policy *p, const policy_query *q, spw_pool *pool, policy_choice *c, spw_err *err)
+/* As the planner does, up to what a row's choices agree on; pool NULL: backwards, by this thread. */
+static spw_status run_stages(const policy *p, const policy_query *q, spw_pool *pool, policy_choice *c, spw_err *err)
 {
     spw_status s = policy_choice_reset(c, q->n_q, err);
     if (!s) s = p->ops->prepare(p->state, &p->params, q, c, err);
@@ -151,6 +151,14 @@ static spw_status make_choice(const policy *p, const policy_query *q, spw_pool *
         if (pool) pool_run(pool, n, run_part, &job);
         else while (n) run_part(&job, --n, 0);
     }
+    return s;
+}
+
+/* Of one KV head alone. */
+static spw_status make_choice(const policy *p, const policy_query *q, spw_pool *pool, policy_choice *c, spw_err *err)
+{
+    spw_status s = run_stages(p, q, pool, c, err);
+    if (!s) p->ops->agree(&p->params, (policy_choice *const[]){c}, 1);
     return s ? s : p->ops->select(p->state, &p->params, q, c, err);
 }
 
@@ -429,7 +437,7 @@ static void test_needle(void)
         world w;
         open_best(&w, (world_config){.n = 9000, .needle = at[i], .seed = at[i]});
         for (uint32_t b = 0; b < 5; b++) {
-            for (policy_rule rule = POLICY_FLAT; rule <= POLICY_ERROR; rule++) {
+            for (policy_rule rule = POLICY_FLAT; rule <= POLICY_LAYER; rule++) {
                 policy_params pp = params(0.01);
                 policy_choice c = {0};
                 pp.block = blocks[b];
@@ -531,6 +539,57 @@ static void test_rules(void)
     close_world(&w);
 }
 
+/* Both heads by one policy; count[h]: positions of the middle.  Returns the sum over all query heads of the share of their attention that they see. */
+static double choose_both(const world *w, const policy_params *pp, uint64_t *count)
+{
+    spw_err err;
+    policy p = start(pp);
+    policy_query q[HEADS];
+    policy_choice c[HEADS] = {{0}}, *all[HEADS];
+    double sum = 0, mass[GROUP];
+    for (uint32_t h = 0; h < HEADS; h++) {
+        q[h] = query_of(w, h, w->n), all[h] = &c[h];
+        CHECK_OK(run_stages(&p, &q[h], NULL, &c[h], &err), err);
+    }
+    p.ops->agree(&p.params, all, HEADS);
+    for (uint32_t h = 0; h < HEADS; h++) {
+        CHECK_OK(p.ops->select(p.state, &p.params, &q[h], &c[h], &err), err);
+        count[h] = mark(pp, &c[h], w->n, chosen);
+        true_mass(w, h, 0, w->n, chosen, mass);
+        sum += GROUP * mean_of(mass);
+        policy_choice_free(&c[h]);
+    }
+    policy_done(&p);
+    return sum;
+}
+
+/* A layer's budget goes where it holds more attention than even shares do; every group keeps its floor, and the sum is not exceeded. */
+static void test_layer_budget(void)
+{
+    static const uint32_t blocks[] = {1, 16};
+    world w;
+    open_best(&w, (world_config){.n = 20000, .clustered = true, .seed = 23});
+    for (size_t i = 0; i < GROUP * DIM; i++) w.q[0][i] *= 0.25f; /* it looks at everything alike */
+    for (size_t b = 0; b < 2; b++) {
+        policy_params pp = params(0.03);
+        uint64_t even[HEADS], count[HEADS];
+        pp.block = blocks[b];
+        double flat = choose_both(&w, &pp, even);
+        pp.rule = POLICY_LAYER;
+        double layer = choose_both(&w, &pp, count);
+        CHECK(layer > 1.01 * flat);
+        CHECK(4 * count[0] >= even[0] - 4 * pp.block && 4 * count[1] >= even[1] - 4 * pp.block && count[0] != count[1]);
+        CHECK(count[0] + count[1] <= even[0] + even[1] && 100 * (count[0] + count[1]) > 98 * (even[0] + even[1]));
+        pp.budget = 0.005; /* 128 each */
+        choose_both(&w, &pp, count);
+        CHECK(count[0] + count[1] <= 256 && count[0] >= 32 && count[1] >= 32);
+        pp.budget = 1;
+        choose_both(&w, &pp, count);
+        CHECK_INT(count[0], policy_middle(&pp, w.n));
+    }
+    close_world(&w);
+}
+
 /* ------------------------------------------------------------------------------------- everything, and borders ---- */
 
 static void test_everything(void)
@@ -620,7 +679,7 @@ static void test_threads(void)
     spw_err err;
     world w;
     open_best(&w, (world_config){.n = 11000, .clustered = true, .seed = 51});
-    for (policy_rule rule = POLICY_FLAT; rule <= POLICY_ERROR; rule++) {
+    for (policy_rule rule = POLICY_FLAT; rule <= POLICY_LAYER; rule++) {
         policy_params pp = params(0.03);
         pp.rule = rule;
         policy p = start(&pp);
@@ -678,6 +737,7 @@ int main(void)
     RUN(test_misleading_sample);
     RUN(test_counts);
     RUN(test_rules);
+    RUN(test_layer_budget);
     RUN(test_everything);
     RUN(test_no_index);
     RUN(test_borders);

@@ -103,6 +103,12 @@ def test_kld_by_layer_and_head():
 def test_kld_rules_in_policies():
     rows = by_policy(kld("--sparse-min-ctx", 0, "--policies", "oracle:1:.05,oracle:1:.05:threshold=.1,oracle:8"))
     equal({k: v for k, v in rows["oracle:1:.05"].items() if k != "policy"}, {k: v for k, v in rows["oracle:1:.05:threshold=.1"].items() if k != "policy"}, "a rule is adaptive's")
+    flags = ("eval", "kld", "-m", tiny(), "-f", kjv(), "-c", 1024, "--chunks", 1, "--eval-tokens", 24, "--sparse-min-ctx", 0, "--kv-window", 16, "--json")
+    rows = by_policy(run_json(*flags, "--policies", "adaptive:.3,adaptive:.3:layer,adaptive:16:.3:layer"))
+    flat, layer = rows["adaptive:.3"], rows["adaptive:.3:layer"]
+    less(abs(flat["share_rows"] - layer["share_rows"]), 0.01, "a layer's budget is as large")
+    less(0, abs(flat["kld_mean"] - layer["kld_mean"]), "and read elsewhere")
+    equal(by_policy(run_json(*flags, "--policies", "adaptive:.3", "--kv-rule", "layer"))["adaptive:.3"]["kld_mean"], layer["kld_mean"], "the option says the same")
 
 
 def test_kld_refusals():

@@ -219,6 +219,12 @@ static spw_status size_parts(plan *p, size_t n, spw_err *err)
         p->parts = parts;
         p->cap_parts = n;
     }
+    if (n > p->cap_choices) {
+        policy_choice **choices = mem_realloc(p->choices, 0, n * sizeof *choices);
+        if (!choices) return spw_fail(err, SPW_E_NOMEM, "attention plan: out of memory for %zu choices", n);
+        p->choices = choices;
+        p->cap_choices = n;
+    }
     if (n > p->cap_work) {
         size_t *first = mem_realloc(p->first_work, 0, n * sizeof *first);
         if (!first) return spw_fail(err, SPW_E_NOMEM, "attention plan: out of memory for %zu choices", n);
@@ -234,10 +240,12 @@ static spw_status list_parts(plan *p, const plan_rows *rows, size_t n_rows, cons
     for (size_t i = 0; i < n_rows; i++) n += rows[i].decode ? shape->n_head_kv : 0;
     spw_status s = size_parts(p, n, err);
     p->n_parts = s ? 0 : n;
+    p->n_heads = shape->n_head_kv;
     for (size_t i = 0, at = 0; i < n_rows && !s; i++) {
         const plan_rows *r = &rows[i];
         for (uint32_t h = 0; h < shape->n_head_kv && r->decode; h++) {
-            plan_part *part = &p->parts[at++];
+            plan_part *part = &p->parts[at];
+            p->choices[at++] = &part->choice;
             part->rows = (uint32_t)i;
             part->head = h;
             part->policy = policy_of_layer(r->policies, shape->layer);
@@ -266,6 +274,15 @@ static void run_stages(plan *p, spw_pool *pool)
         }
         if (total) pool_run(pool, total, work_part, p);
     }
+}
+
+/* Item: the parts of one row. */
+static void agree_row(void *ctx, size_t item, int worker)
+{
+    plan *p = ctx;
+    const policy *pol = p->parts[item * p->n_heads].policy;
+    if (pol->ops->agree) pol->ops->agree(&pol->params, p->choices + item * p->n_heads, p->n_heads);
+    (void)worker;
 }
 
 /* Room for how to merge what the parts leave. */
@@ -349,6 +366,7 @@ spw_status plan_choose(plan *p, spw_pool *pool, spw_err *err)
 {
     if (!p->n_parts) return SPW_OK;
     run_stages(p, pool);
+    pool_run(pool, p->n_parts / p->n_heads, agree_row, p);
     pool_run(pool, p->n_parts, select_part, p);
     spw_status s = first_error(p, err);
     if (!s) s = join_items(p, false, err);
@@ -386,6 +404,7 @@ void plan_free(plan *p)
         mem_free(p->parts[i].items);
     }
     mem_free(p->parts);
+    mem_free(p->choices);
     mem_free(p->first_work);
     mem_free(p->items);
     mem_free(p->merges);

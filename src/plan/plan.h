@@ -75,6 +75,9 @@ typedef struct plan {
     size_t cap_merges;
     plan_part *parts;   /* the first n_parts are in use */
     size_t n_parts, cap_parts;
+    policy_choice **choices; /* theirs, those of a row adjacent */
+    size_t cap_choices;
+    uint32_t n_heads;   /* parts of a row */
     bool has_base;      /* there are items to be run between plan_begin and plan_choose */
     size_t *first_work, cap_work; /* of a stage: where each part's items begin; scratch */
     uint32_t n_partials;          /* query rows */

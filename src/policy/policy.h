@@ -8,6 +8,7 @@
  *     prepare   sizes the scratch; may fail                                          threads: one for each choice, choices side by side
  *     (attention to what prepare has named already, if it says base)
  *     work      n_stages stages of n_parts parts each; cannot fail                   all parts of a stage side by side, of all choices
+ *     agree     what the choices of one row and layer decide together; cannot fail   one for each row
  *     select    names the positions                                                  as prepare
  *     (attention)
  *     observe   what attention saw                                                   as prepare
@@ -32,6 +33,7 @@ typedef enum policy_rule {
     POLICY_THRESHOLD, /* positions above a share of the group's mean mass, and a floor */
     POLICY_TOP_P,     /* until a share of every head's mass is reached */
     POLICY_ERROR,     /* until the estimated error of every head's output is small enough */
+    POLICY_LAYER,     /* a share of the middle of all KV groups of a layer, spread over them by votes, and a floor */
 } policy_rule;
 
 /* Of one policy of a session.  Values are checked by policy_init. */
@@ -110,6 +112,8 @@ typedef struct policy_ops {
     spw_status (*prepare)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err);
     uint32_t (*n_parts)(const policy_params *p, const policy_query *q, const policy_choice *c, uint32_t stage);
     void (*work)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part);
+    /* c: of all KV groups of a row, n; what of a choice is written here depends on them, not on their order or other rows. */
+    void (*agree)(const policy_params *p, policy_choice *const *c, uint32_t n);
     /* Adds the chosen ranges. */
     spw_status (*select)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err);
     /* What attention saw: lse of each query head over everything chosen. */

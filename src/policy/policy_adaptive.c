@@ -6,7 +6,9 @@
  *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that as many positions pass as there are to be candidates
  *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from all planes
  *     rescan    without a threshold, when too few passed: the sample was not like the rest
- *     select    a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; the rule says how many win
+ *     vote      a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included
+ *     agree     where a layer has one budget: how much of it each group gets
+ *     select    the best win; the rule says how many
  *
  * That few bits sort out most and more bits the rest is the idea of RaBitQ (Gao and Long 2024); its bound is a sampled threshold here.
  *
@@ -38,10 +40,17 @@ enum {
 #define CHOSEN_COVER     0.05
 #define DENSE_SHARE     0.5  /* of the middle: a budget above reads everything, for scattered rows cost about twice what a stream costs; where exactly the two meet was not measured */
 #define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
+#define LAYER_FLOOR     0.25 /* of an even share of a layer's budget every group gets; 0 to 0.75 differ by up to 7 % of divergence, in both directions (docs/FIDELITY.md) */
 #define THRESHOLD       2e-4 /* of the heads' mean attention: 1.9 to 3.8 % of the middle of three models at 8K and 16K; docs/FIDELITY.md has what that is worth */
 #define TOP_P           0.2
 #define ERROR           0.1  /* Fluxion's tau */
 #define CLOSE_ENOUGH    1.02 /* ratio of too few to enough, at which the search for enough ends */
+
+/* What wins: candidates or blocks. */
+typedef struct units {
+    const float *votes;
+    size_t n, size; /* size: positions of one */
+} units;
 
 /* What one part of the scan found. */
 typedef struct scan_part {
@@ -61,6 +70,7 @@ typedef struct adaptive {
     unsigned planes;
     uint32_t block_bits;  /* log2 of the positions of a block */
     size_t wanted;        /* candidates or blocks: of a flat budget so many, of a rule at least */
+    size_t floor;         /* of POLICY_LAYER: the fewest of them; wanted is this group's part, more or less than an even share after agree */
     double candidates;    /* share of the middle */
     size_t n_sampled;
     /* A mass is e to the score - norm: the share of the head's attention, if the sample were right. */
@@ -69,6 +79,8 @@ typedef struct adaptive {
     float rest[KERN_MAX_G];   /* mass of what does not pass, as the sample has it */
     float middle[KERN_MAX_G]; /* mass of what has codes */
     float threshold;
+    size_t n_candidates; /* of all parts, as units from vote on */
+    units units;
     /* behind it in the scratch */
     const void **pages, **outer;
     scan_part *parts;
@@ -81,12 +93,6 @@ typedef struct adaptive {
     uint32_t *chosen, *picked, *top; /* chosen candidates or blocks; candidates in chosen blocks; scratch of top_k */
 } adaptive;
 
-/* What wins: candidates or blocks. */
-typedef struct units {
-    const float *votes;
-    size_t n, size; /* size: positions of one */
-} units;
-
 static float log_add(float a, float b)
 {
     float high = a > b ? a : b, low = a > b ? b : a;
@@ -95,7 +101,14 @@ static float log_add(float a, float b)
 
 static policy_rule rule_of(const policy_params *p)
 {
-    return p->rule == POLICY_FLAT && p->budget == 0 ? POLICY_THRESHOLD : p->rule;
+    bool counts = p->rule == POLICY_FLAT || p->rule == POLICY_LAYER;
+    return counts && p->budget == 0 ? POLICY_THRESHOLD : p->rule;
+}
+
+/* The budget is a number of positions. */
+static bool is_counted(const policy_params *p)
+{
+    return rule_of(p) == POLICY_FLAT || rule_of(p) == POLICY_LAYER;
 }
 
 /* ------------------------------------------------------------------------------------------------ prepare ---- */
@@ -117,11 +130,12 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
     a->planes = kv_index_planes(kv_seq_store(q->seq));
     uint32_t n = a->end - a->first;
     uint64_t middle = policy_middle(p, q->n_pos);
-    double budget = rule_of(p) == POLICY_FLAT ? (double)policy_budget(p, middle) : ceil(RULE_LEAST * (double)middle);
+    double budget = is_counted(p) ? (double)policy_budget(p, middle) : ceil(RULE_LEAST * (double)middle);
     if (budget < CHOOSE_LEAST) budget = CHOOSE_LEAST;
     if (budget >= DENSE_SHARE * n) return false;
     a->wanted = ((size_t)budget + p->block - 1) / p->block;
-    double least = rule_of(p) == POLICY_FLAT ? CHOSEN_FLAT : rule_of(p) == POLICY_THRESHOLD ? CHOSEN_THRESHOLD : CHOSEN_COVER;
+    a->floor = (size_t)(LAYER_FLOOR * (double)a->wanted);
+    double least = is_counted(p) ? CHOSEN_FLAT : rule_of(p) == POLICY_THRESHOLD ? CHOSEN_THRESHOLD : CHOSEN_COVER;
     double share = fmax((double)a->wanted / n, least);
     a->candidates = share * fmax(CANDIDATES_OVER, CANDIDATES_HEAD * q->n_q);
     a->every = n / SAMPLE_LEAST < SAMPLE_EVERY ? n / SAMPLE_LEAST : SAMPLE_EVERY;
@@ -182,13 +196,16 @@ static spw_status adaptive_prepare(void *state, const policy_params *p, const po
 
 /* --------------------------------------------------------------------------------------------------- scan ---- */
 
+enum { STAGE_SAMPLE, STAGE_SCAN, STAGE_RESCAN, STAGE_VOTE, STAGES };
+
 static uint32_t adaptive_n_parts(const policy_params *p, const policy_query *q, const policy_choice *c, uint32_t stage)
 {
-    (void)p, (void)q;
+    (void)q;
     if (c->dense) return 0;
     const adaptive *a = c->scratch;
-    if (stage == 0) return a->every ? 1 : 0;
-    if (stage == 1) return a->n_parts;
+    if (stage == STAGE_SAMPLE) return a->every ? 1 : 0;
+    if (stage == STAGE_SCAN) return a->n_parts;
+    if (stage == STAGE_VOTE) return rule_of(p) == POLICY_LAYER ? 1 : 0; /* otherwise select comes right behind */
     size_t n = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) n += a->parts[i].n;
     return n < a->wanted ? a->n_parts : 0;
@@ -275,14 +292,6 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
     make_masses(q, norm, scan.estimates, a->room, a->parts[i].n, a->masses + (size_t)i * q->n_q * a->room, a->parts[i].sum);
 }
 
-static void adaptive_work(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part)
-{
-    (void)state, (void)p;
-    adaptive *a = c->scratch;
-    if (stage == 0) sample(a, q, c->base_lse);
-    else scan_part_of(a, q, norm_of(a, c), part, stage == 1 ? a->threshold : -INFINITY);
-}
-
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
 /* votes[i] = the sum over the heads of weight * mass, of n positions; whole steps of WIDTH are written. */
@@ -331,6 +340,21 @@ static units units_of(adaptive *a, size_t n)
     memset(a->sums, 0, a->blocks.n * sizeof *a->sums);
     for (size_t i = 0; i < n; i++) a->sums[block_of(a, a->ids[i])] += a->votes[i];
     return (units){.votes = a->sums, .n = a->blocks.n, .size = a->blocks.block};
+}
+
+static void vote(adaptive *a, const policy_query *q, const policy_choice *c)
+{
+    a->n_candidates = join_parts(a, q, c);
+    a->units = units_of(a, a->n_candidates);
+}
+
+static void adaptive_work(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part)
+{
+    (void)state, (void)p;
+    adaptive *a = c->scratch;
+    if (stage == STAGE_SAMPLE) sample(a, q, c->base_lse);
+    else if (stage == STAGE_VOTE) vote(a, q, c);
+    else scan_part_of(a, q, norm_of(a, c), part, stage == STAGE_SCAN ? a->threshold : -INFINITY);
 }
 
 /* Candidates in the k chosen units. */
@@ -425,6 +449,41 @@ static size_t count_units(adaptive *a, const policy_params *p, const policy_quer
     return k < u->n ? k : u->n;
 }
 
+/* How many of all groups' units win when those do whose vote is above this, and each group's floor besides; sets what each group gets. */
+static size_t count_layer(policy_choice *const *c, uint32_t n, float above)
+{
+    size_t total = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (c[i]->dense) continue;
+        adaptive *a = c[i]->scratch;
+        size_t k = 0, least = a->floor < a->units.n ? a->floor : a->units.n;
+        for (size_t j = 0; j < a->units.n; j++) k += a->units.votes[j] > above;
+        a->wanted = k > least ? k : least;
+        total += a->wanted;
+    }
+    return total;
+}
+
+/* One budget for all groups of a layer: the best votes win, whosever they are.  Votes are sums of shares, so groups compare; no vote is negative, and floats that are not are in the
+ * order of their bits. */
+static void adaptive_agree(const policy_params *p, policy_choice *const *c, uint32_t n)
+{
+    if (rule_of(p) != POLICY_LAYER) return;
+    size_t budget = 0;
+    for (uint32_t i = 0; i < n; i++) budget += c[i]->dense ? 0 : ((const adaptive *)c[i]->scratch)->wanted;
+    uint32_t low = 0, high = 0x7f800000u; /* infinity: only the floors */
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        float above;
+        memcpy(&above, &mid, sizeof above);
+        if (count_layer(c, n, above) <= budget) high = mid;
+        else low = mid + 1;
+    }
+    float above;
+    memcpy(&above, &high, sizeof above);
+    count_layer(c, n, above);
+}
+
 /* -------------------------------------------------------------------------------------------------- select ---- */
 
 static spw_status add_positions(const adaptive *a, policy_choice *c, size_t k, spw_err *err)
@@ -462,25 +521,25 @@ static spw_status adaptive_select(void *state, const policy_params *p, const pol
     (void)state;
     if (c->dense) return policy_choice_all(c, q->n_pos, err);
     adaptive *a = c->scratch;
-    size_t n = join_parts(a, q, c);
-    units u = units_of(a, n);
-    size_t k = count_units(a, p, q, &u, n);
-    choose(a, q, &u, n, k, c->mass);
+    if (rule_of(p) != POLICY_LAYER) vote(a, q, c);
+    size_t n = a->n_candidates, k = count_units(a, p, q, &a->units, n);
+    choose(a, q, &a->units, n, k, c->mass);
     c->side_bytes = bytes_read(a, q);
     c->middle_rows = p->sink + policy_middle(p, q->n_pos) - a->blocks.end; /* those without a code */
     spw_status s = policy_choice_set(c, 0, q->n_q, err);
     if (s) return s;
-    return u.size == 1 ? add_positions(a, c, k, err) : add_blocks(a, c, k, err);
+    return a->units.size == 1 ? add_positions(a, c, k, err) : add_blocks(a, c, k, err);
 }
 
 const policy_ops policy_adaptive = {
     .name = "adaptive",
     .needs_q = true,
-    .n_stages = 3,
+    .n_stages = STAGES,
     .budget = 0.02,
     .block = 1,
     .prepare = adaptive_prepare,
     .n_parts = adaptive_n_parts,
     .work = adaptive_work,
+    .agree = adaptive_agree,
     .select = adaptive_select,
 };
