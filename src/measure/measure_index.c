@@ -11,7 +11,8 @@ enum {
     PAGE_ROWS = 128,
     UNIT_PAGES = 64,          /* of a work unit: 8192 positions */
     UNIT_ROWS = UNIT_PAGES * PAGE_ROWS,
-    SAMPLE_UNITS = 24,        /* units of a sample and thread */
+    SAMPLE_UNITS = 24,        /* units of a sample and thread; */
+    RUN_UNITS = 36,           /* a thread that is faster takes up to so many */
     MEMORY_SHARE = 8,         /* codes take this part of what there is to measure with */
     HUGE_BYTES = 2 << 20,
     AHEAD_PAGES = 16,         /* behind a unit that may be asked for: in the store somebody scans them next */
@@ -28,6 +29,7 @@ typedef struct scan_worker {
     kern_span *rows; /* of kept positions */
     void *scratch;
     size_t n_kept;
+    size_t n_taken; /* units of the running pass */
     uint64_t sum;
 } scan_worker;
 
@@ -167,10 +169,17 @@ static spw_status job_create(scan_job *j, measure_bench *b, const measure_arena 
 
 /* ------------------------------------------------------------------------------------------------- scans ---- */
 
+/* The unit that a worker takes next: each has a run of its own, as it has of the parts of a middle, so that what it asks for ahead of a unit's end is what it scans next. */
+static size_t next_unit(scan_job *j, int worker)
+{
+    return (j->use + (size_t)worker * RUN_UNITS + j->workers[worker].n_taken++) % j->n_units;
+}
+
 static void scan_unit(void *ctx, size_t unit, int worker)
 {
     scan_job *j = ctx;
-    j->workers[worker].n_kept = scan_unit_at(j, (j->use + unit) % j->n_units, worker, j->threshold);
+    (void)unit;
+    j->workers[worker].n_kept = scan_unit_at(j, next_unit(j, worker), worker, j->threshold);
 }
 
 static void cached_unit(void *ctx, size_t unit, int worker)
@@ -185,7 +194,8 @@ static void read_unit(void *ctx, size_t unit, int worker)
 {
     scan_job *j = ctx;
     scan_worker *w = &j->workers[worker];
-    const size_t page = (j->use + unit) % j->n_units * UNIT_PAGES;
+    const size_t page = next_unit(j, worker) * UNIT_PAGES;
+    (void)unit;
     const kern_span part = {.rows = j->parts + page * j->part_bytes, .n = 2 * UNIT_PAGES};
     w->sum += measure_read(&part, 1, j->part_bytes / 2, j->b->arena->reading);
     if (!j->refine) return;
@@ -201,9 +211,10 @@ static double unit_bytes(const scan_job *j)
 /* A pass over fresh codes; GB/s.  Lowers *on_cpu to its own. */
 static double pass(scan_job *j, pool_fn *fn, double *on_cpu)
 {
-    size_t n = SAMPLE_UNITS * (size_t)pool_n_threads(j->b->pool);
+    const size_t n_threads = (size_t)pool_n_threads(j->b->pool), n = SAMPLE_UNITS * n_threads;
+    for (size_t w = 0; w < n_threads; w++) j->workers[w].n_taken = 0;
     measure_time t = measure_run(j->b->pool, n, fn, j);
-    j->use += n;
+    j->use += RUN_UNITS * n_threads;
     if (t.on_cpu < *on_cpu) *on_cpu = t.on_cpu;
     return (double)n * unit_bytes(j) / t.seconds * 1e-9;
 }
