@@ -206,7 +206,7 @@ static spw_status bench_attention(measure_bench *b, spw_err *err)
     for (size_t d = 0; d < 2 && !s; d++) {
         for (size_t i = 0; i < sizeof blocks / sizeof blocks[0] && !s; i++) s = measure_attend_decode(b, dims[d], blocks[i], false, err);
         for (size_t i = 0; i < sizeof q8_blocks / sizeof q8_blocks[0] && !s; i++) s = measure_attend_decode(b, dims[d], q8_blocks[i], true, err);
-        if (!s) s = measure_attend_prefill(b, dims[d], 4, plan_block_rows(4), err);
+        if (!s) s = measure_attend_prefill(b, dims[d], 4, plan_block_rows(4, pool_n_threads(b->pool)), err);
         if (!s) s = measure_attend_peaked(b, dims[d], 4, err);
         if (!s) s = measure_digest_score(b, dims[d], err);
         if (!s) s = measure_index_scan(b, dims[d], err);

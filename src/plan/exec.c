@@ -379,7 +379,7 @@ static void run_merge(exec *x, size_t part, exec_scratch *s)
 /* Items from n_done on. */
 static spw_status run_items(exec *x, const plan *p, const plan_rows *rows, const exec_layer *l, spw_err *err)
 {
-    spw_status s = size_scratch(x, (size_t)plan_block_rows(l->group) * l->group, err);
+    spw_status s = size_scratch(x, (size_t)plan_block_rows(l->group, pool_n_threads(x->pool)) * l->group, err);
     if (!s) s = size_partials(x, p->n_partials, err);
     if (s) return s;
     x->plan = p;
