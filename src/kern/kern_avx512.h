@@ -7,21 +7,42 @@
 #include "kern_simd.h"
 
 /* Sixteen lane sums at once: lane i of the result is the tree over the lanes of v[i].  Each step halves the vectors: of two, one keeps its lower
- * part and the other its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both; v is overwritten. */
-KERN_INLINE __m512 avx512_fold16(__m512 *v)
+ * part and the other its upper part in place (a blend), the rest changes sides (one shuffle), and the sum holds both; v is overwritten.  avx512_fold_8 to _1 are the steps, for who has
+ * something to do between them: to 8, 4 and 2 vectors, and one. */
+KERN_INLINE void avx512_fold_8(__m512 *v)
 {
     KERN_UNROLL for (int i = 0; i < 8; i++)
         v[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[i], v[i + 8]), _mm512_shuffle_f32x4(v[i], v[i + 8], 0x4e));
+}
+
+KERN_INLINE void avx512_fold_4(__m512 *v)
+{
     KERN_UNROLL for (int i = 0; i < 4; i++) {
         __m512 cross = _mm512_mask_blend_ps(0x0f0f, v[i], v[i + 4]);
         v[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, v[i], v[i + 4]), _mm512_shuffle_f32x4(cross, cross, 0xb1));
     }
+}
+
+KERN_INLINE void avx512_fold_2(__m512 *v)
+{
     KERN_UNROLL for (int i = 0; i < 2; i++) {
         __m512d a = _mm512_castps_pd(v[i]), b = _mm512_castps_pd(v[i + 2]);
         v[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, v[i], v[i + 2]), _mm512_castpd_ps(_mm512_shuffle_pd(a, b, 0x55)));
     }
+}
+
+KERN_INLINE __m512 avx512_fold_1(const __m512 *v)
+{
     __m512 cross = _mm512_mask_blend_ps(0x5555, v[0], v[1]);
     return _mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, v[0], v[1]), _mm512_permute_ps(cross, 0xb1));
+}
+
+KERN_INLINE __m512 avx512_fold16(__m512 *v)
+{
+    avx512_fold_8(v);
+    avx512_fold_4(v);
+    avx512_fold_2(v);
+    return avx512_fold_1(v);
 }
 
 /* One lane sum, the same tree. */

@@ -53,23 +53,21 @@ KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
     }
 }
 
-/* Lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: one slice of all rows after the other, so that slices of queries stay in registers.
- * Into L1 the values of the rows are asked for as well, where they stay until they are summed. */
-KERN_INLINE void dots_by_element(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t,
-                                 const row_form form, const ask_part part)
+/* One slice of sixteen elements, from d on, of the lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: all rows one after the other, so that slices of queries stay in
+ * registers.  Into L1 the values of the rows are asked for as well, where they stay until they are summed. */
+KERN_INLINE void add_slice(tile_step *st, const float *q, const unsigned char *const *rows, size_t d, __m512 *acc, const int n_q, const int n_t, const row_form form,
+                           const ask_part part)
 {
     const size_t dim = st->a->dim, stride = st->a->q_stride;
     const bool near = part == ASK_ALL && KERN_TILE * st->row_bytes <= L1_SHARE;
-    for (size_t d = 0; d < dim; d += KERN_LANES) {
-        __m512 qv[KERN_GROUP];
-        if (part != ASK_NONE) ask_lines(st, (n_t / 2 * (int)part + 1) / ASK_ALL, form);
-        if (near && 2 * d % LINE == 0)
-            KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
-        KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
-        KERN_UNROLL for (int i = 0; i < n_t; i++) {
-            __m512 k = load_row(rows[i], d, form);
-            KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(qv[g], k, acc[g * n_t + i]);
-        }
+    __m512 qv[KERN_GROUP];
+    if (part != ASK_NONE) ask_lines(st, (n_t / 2 * (int)part + 1) / ASK_ALL, form);
+    if (near && 2 * d % LINE == 0)
+        KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
+    KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
+    KERN_UNROLL for (int i = 0; i < n_t; i++) {
+        __m512 k = load_row(rows[i], d, form);
+        KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(qv[g], k, acc[g * n_t + i]);
     }
 }
 
@@ -90,22 +88,60 @@ KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char 
     }
 }
 
-/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s.  A score beyond the range of floats
- * becomes its largest (of either sign), so that differences of scores are numbers. */
-KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part)
+/* Sixteen folded sums, [n_q][n_t], are scores of n_t positions from t on; what is beyond the range of floats becomes its largest (of either sign), so that differences of scores are numbers. */
+KERN_INLINE void put_scores(const tile_step *st, uint32_t t, __m512 folded, const int n_q, const int n_t)
 {
-    const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
-    const float *q = st->a->q + q0 * st->a->q_stride;
-    for (uint32_t t = 0; t < n; t += (uint32_t)n_t) {
+    float sum[KERN_LANES];
+    __m512 s = _mm512_max_ps(folded, _mm512_set1_ps(-FLT_MAX));
+    _mm512_storeu_ps(sum, _mm512_min_ps(s, _mm512_set1_ps(FLT_MAX)));
+    KERN_UNROLL for (int g = 0; g < n_q; g++) memcpy(st->w->s + g * KERN_TILE + t, sum + g * n_t, (size_t)n_t * sizeof(float));
+}
+
+/* Three or four queries.  The sums of four positions are folded between the slices of the next four: what a processor has in flight ends about where a fold does, so one in a
+ * single piece keeps the products behind it waiting (7 to 8 % of the whole attention). */
+KERN_INLINE void score_by_element(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part)
+{
+    enum { N_T = 4 };
+    const size_t dim = st->a->dim;
+    __m512 half[8];
+    for (uint32_t t = 0; t < n; t += N_T) {
         const unsigned char *const *rows = st->rows + t;
         __m512 acc[KERN_LANES];
-        float sum[KERN_LANES];
+        size_t d = 0;
         KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
-        if (n_q <= 2) dots_by_row(st, q, rows, acc, n_q, n_t, form, part);
-        else dots_by_element(st, q, rows, acc, n_q, n_t, form, part);
-        __m512 s = _mm512_max_ps(avx512_fold16(acc), _mm512_set1_ps(-FLT_MAX));
-        _mm512_storeu_ps(sum, _mm512_min_ps(s, _mm512_set1_ps(FLT_MAX)));
-        KERN_UNROLL for (int g = 0; g < n_q; g++) memcpy(st->w->s + g * KERN_TILE + t, sum + g * n_t, (size_t)n_t * sizeof(float));
+        if (t) {
+            add_slice(st, q, rows, 0, acc, n_q, N_T, form, part);
+            avx512_fold_4(half);
+            if (dim > KERN_LANES) add_slice(st, q, rows, KERN_LANES, acc, n_q, N_T, form, part);
+            avx512_fold_2(half);
+            if (dim > 2 * KERN_LANES) add_slice(st, q, rows, 2 * KERN_LANES, acc, n_q, N_T, form, part);
+            put_scores(st, t - N_T, avx512_fold_1(half), n_q, N_T);
+            d = 3 * KERN_LANES;
+        }
+        for (; d < dim; d += KERN_LANES) add_slice(st, q, rows, d, acc, n_q, N_T, form, part);
+        avx512_fold_8(acc);
+        KERN_UNROLL for (int i = 0; i < 8; i++) half[i] = acc[i];
+    }
+    if (!n) return;
+    avx512_fold_4(half);
+    avx512_fold_2(half);
+    put_scores(st, (n - 1) / N_T * N_T, avx512_fold_1(half), n_q, N_T);
+}
+
+/* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s. */
+KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part)
+{
+    const int n_t = KERN_LANES / n_q;
+    const float *q = st->a->q + q0 * st->a->q_stride;
+    if (n_q > 2) {
+        score_by_element(st, q, n, n_q, form, part);
+        return;
+    }
+    for (uint32_t t = 0; t < n; t += (uint32_t)n_t) {
+        __m512 acc[KERN_LANES];
+        KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
+        dots_by_row(st, q, st->rows + t, acc, n_q, n_t, form, part);
+        put_scores(st, t, avx512_fold16(acc), n_q, n_t);
     }
 }
 
