@@ -12,6 +12,7 @@ enum {
     FEW = 16,  /* queries up to which converting on every load is cheaper than a converted tile */
     LINE = 64, /* bytes of a cache line */
     L1_SHARE = 16 << 10, /* bytes of a tile that stays in L1 beside all else */
+    BLOCKS_LEAST = KERN_BLOCK_ROWS, BLOCKS_MOST = 48, /* rows of a span, on average, between which rows are short blocks */
 };
 
 /* What a row holds, and the hint that it is asked for with: a hint is part of the instruction, so each has code of its own. */
@@ -98,8 +99,9 @@ KERN_INLINE void put_scores(const tile_step *st, uint32_t t, __m512 folded, cons
 }
 
 /* Three or four queries.  The sums of four positions are folded between the slices of the next four: what a processor has in flight ends about where a fold does, so one in a
- * single piece keeps the products behind it waiting (7 to 8 % of the whole attention). */
-KERN_INLINE void score_by_element(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part)
+ * single piece keeps the products behind it waiting (7 to 8 % of the whole attention).  Not for short blocks: blocks of 16 take a tenth longer so, and are
+ * no faster with both orders in one function. */
+KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part)
 {
     enum { N_T = 4 };
     const size_t dim = st->a->dim;
@@ -129,18 +131,20 @@ KERN_INLINE void score_by_element(tile_step *st, const float *q, uint32_t n, con
 }
 
 /* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s. */
-KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part)
+KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part, const bool apart)
 {
-    const int n_t = KERN_LANES / n_q;
+    const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
     const float *q = st->a->q + q0 * st->a->q_stride;
-    if (n_q > 2) {
-        score_by_element(st, q, n, n_q, form, part);
+    if (n_q > 2 && apart) {
+        score_apart(st, q, n, n_q, form, part);
         return;
     }
     for (uint32_t t = 0; t < n; t += (uint32_t)n_t) {
+        const unsigned char *const *rows = st->rows + t;
         __m512 acc[KERN_LANES];
         KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
-        dots_by_row(st, q, st->rows + t, acc, n_q, n_t, form, part);
+        if (n_q <= 2) dots_by_row(st, q, rows, acc, n_q, n_t, form, part);
+        else for (size_t d = 0; d < st->a->dim; d += KERN_LANES) add_slice(st, q, rows, d, acc, n_q, n_t, form, part);
         put_scores(st, t, avx512_fold16(acc), n_q, n_t);
     }
 }
@@ -201,7 +205,7 @@ KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t f
 }
 
 /* The tile's part of n_q <= KERN_GROUP queries from q0 on: what all of them see together, then each one's rest. */
-KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form, const ask_part part)
+KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form, const ask_part part, const bool apart)
 {
     uint32_t n[KERN_GROUP], least = KERN_TILE, most = 0;
     float *s = st->w->s, *o = st->a->o + q0 * st->a->o_stride;
@@ -210,7 +214,7 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
         least = n[g] < least ? n[g] : least;
         most = n[g] > most ? n[g] : most;
     }
-    score_group(st, q0, most, n_q, form, part);
+    score_group(st, q0, most, n_q, form, part, apart);
     for (int g = 0; g < n_q; g++)
         if (n[g]) soften(st->a, st->w, q0 + (size_t)g, s + g * KERN_TILE, n[g]);
     if (least) value_group(st, s, o, 0, least, n_q, form, part);
@@ -219,48 +223,58 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
 }
 
 /* One group asks for all lines of the tile; where the second group is about as long, each asks for half of them, evenly over the whole time. */
-KERN_INLINE void attend_queries(tile_step st, const row_form form)
+KERN_INLINE void attend_queries(tile_step st, const row_form form, const bool apart)
 {
     size_t q = 0, n_q = st.a->n_q;
     bool asks = form != ROWS_F32 && st.next;
     if (asks && n_q == 6) { /* twice three is a tenth faster than four and two */
-        attend_group(&st, 0, 3, form, ASK_HALF);
-        attend_group(&st, 3, 3, form, ASK_HALF);
+        attend_group(&st, 0, 3, form, ASK_HALF, apart);
+        attend_group(&st, 3, 3, form, ASK_HALF, apart);
         return;
     }
     if (asks && n_q > KERN_GROUP + 2) {
-        attend_group(&st, 0, KERN_GROUP, form, ASK_HALF);
-        if (n_q == KERN_GROUP + 3) attend_group(&st, KERN_GROUP, 3, form, ASK_HALF);
-        else attend_group(&st, KERN_GROUP, KERN_GROUP, form, ASK_HALF);
+        attend_group(&st, 0, KERN_GROUP, form, ASK_HALF, apart);
+        if (n_q == KERN_GROUP + 3) attend_group(&st, KERN_GROUP, 3, form, ASK_HALF, apart);
+        else attend_group(&st, KERN_GROUP, KERN_GROUP, form, ASK_HALF, apart);
         q = kern_min_size(n_q, 2 * KERN_GROUP);
     } else if (asks && n_q >= KERN_GROUP) {
-        attend_group(&st, 0, KERN_GROUP, form, ASK_ALL);
+        attend_group(&st, 0, KERN_GROUP, form, ASK_ALL, apart);
         q = KERN_GROUP;
     } else if (asks) {
-        if (n_q == 3) attend_group(&st, 0, 3, form, ASK_ALL);
-        if (n_q == 2) attend_group(&st, 0, 2, form, ASK_ALL);
-        if (n_q == 1) attend_group(&st, 0, 1, form, ASK_ALL);
+        if (n_q == 3) attend_group(&st, 0, 3, form, ASK_ALL, apart);
+        if (n_q == 2) attend_group(&st, 0, 2, form, ASK_ALL, apart);
+        if (n_q == 1) attend_group(&st, 0, 1, form, ASK_ALL, apart);
         return;
     }
-    for (; q + KERN_GROUP <= n_q; q += KERN_GROUP) attend_group(&st, q, KERN_GROUP, form, ASK_NONE);
-    if (n_q - q == 3) attend_group(&st, q, 3, form, ASK_NONE);
-    if (n_q - q == 2) attend_group(&st, q, 2, form, ASK_NONE);
-    if (n_q - q == 1) attend_group(&st, q, 1, form, ASK_NONE);
+    for (; q + KERN_GROUP <= n_q; q += KERN_GROUP) attend_group(&st, q, KERN_GROUP, form, ASK_NONE, apart);
+    if (n_q - q == 3) attend_group(&st, q, 3, form, ASK_NONE, apart);
+    if (n_q - q == 2) attend_group(&st, q, 2, form, ASK_NONE, apart);
+    if (n_q - q == 1) attend_group(&st, q, 1, form, ASK_NONE, apart);
 }
 
 static void attend_halves_t0(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T0);
+    attend_queries(*st, ROWS_F16_T0, true);
 }
 
 static void attend_halves_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1);
+    attend_queries(*st, ROWS_F16_T1, true);
+}
+
+static void attend_blocks_t0(tile_step *st)
+{
+    attend_queries(*st, ROWS_F16_T0, false);
+}
+
+static void attend_blocks_t1(tile_step *st)
+{
+    attend_queries(*st, ROWS_F16_T1, false);
 }
 
 static void attend_floats(tile_step *st)
 {
-    attend_queries(*st, ROWS_F32);
+    attend_queries(*st, ROWS_F32, true);
 }
 
 /* The tile's rows as floats; rows[] says where. */
@@ -291,6 +305,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
+    const bool blocks = walk.limit >= a->n_spans * BLOCKS_LEAST && walk.limit < a->n_spans * BLOCKS_MOST;
     if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
@@ -298,8 +313,8 @@ static void attend(const kern_attend_args *a)
             attend_floats(&st);
         } else if (a->n_q <= FEW) {
             st.next = hint == KERN_HINT_NONE ? NULL : t.next;
-            if (hint == KERN_HINT_T0) attend_halves_t0(&st);
-            else attend_halves_t1(&st);
+            if (hint == KERN_HINT_T0) (blocks ? attend_blocks_t0 : attend_halves_t0)(&st);
+            else (blocks ? attend_blocks_t1 : attend_halves_t1)(&st);
         } else {
             convert_tile(a, &t, w.tile, float_rows);
             st.rows = float_rows;
