@@ -7,14 +7,15 @@
 #include "mem.h"
 
 enum {
-    BLOCK_QUERIES = 512, /* query rows of a prompt block at most: many make a tile of keys worth converting (256: prompts of 16K 1 to 4 % slower), */
-    FEW_QUERIES = 256, FEW_THREADS = 4, /* and few spread over workers, where there are more than these */
+    BLOCK_QUERIES = 1024, BLOCK_FEWEST = 256, /* query rows of a prompt block at most: many make a tile of keys worth converting (256: prompts of 16K up to 6 % slower), */
+    BLOCK_SHARED = 2048, /* and few spread over workers: so many over all of them */
     SHORT_RANGE = 129,   /* ranges below, blocks of all sizes among them, are gathered: an item for each would cost more than it reads */
 };
 
 uint32_t plan_block_rows(uint32_t group, int n_threads)
 {
-    const uint32_t n = n_threads > FEW_THREADS ? FEW_QUERIES : BLOCK_QUERIES;
+    uint32_t n = BLOCK_SHARED / (uint32_t)(n_threads > 0 ? n_threads : 1);
+    n = n < BLOCK_FEWEST ? BLOCK_FEWEST : n > BLOCK_QUERIES ? BLOCK_QUERIES : n;
     return group >= n / 4 ? 4 : n / group;
 }
 
