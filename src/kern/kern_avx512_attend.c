@@ -227,7 +227,7 @@ KERN_INLINE void attend_queries(tile_step st, const row_form form, const bool ap
 {
     size_t q = 0, n_q = st.a->n_q;
     bool asks = form != ROWS_F32 && st.next;
-    if (asks && n_q == 6 && apart) { /* twice three is a tenth faster than four and two, but not for short blocks */
+    if (asks && n_q == 6) { /* twice three is a tenth faster than four and two */
         attend_group(&st, 0, 3, form, ASK_HALF, apart);
         attend_group(&st, 3, 3, form, ASK_HALF, apart);
         return;
