@@ -16,7 +16,8 @@ uint32_t plan_block_rows(uint32_t group, int n_threads)
 {
     uint32_t n = BLOCK_SHARED / (uint32_t)(n_threads > 0 ? n_threads : 1);
     n = n < BLOCK_FEWEST ? BLOCK_FEWEST : n > BLOCK_QUERIES ? BLOCK_QUERIES : n;
-    return group >= n / 4 ? 4 : n / group;
+    uint32_t rows = group >= n / 4 ? 4 : n / group;
+    return rows < KV_PAGE_ROWS ? rows : KV_PAGE_ROWS;
 }
 
 bool plan_is_static(const plan_rows *rows, size_t n_rows)

@@ -106,7 +106,7 @@ spw_status plan_choose(plan *p, spw_pool *pool, spw_err *err);
 /* Tells the policies what their parts saw; lse: of each part, query heads of the group. */
 void plan_observe(plan *p, const float *lse, spw_pool *pool);
 void plan_free(plan *p);
-/* Rows of a prompt block for G query heads at most.  No row's bits depend on it. */
+/* Rows of a prompt block at most, for group query heads a KV head and so many threads: 4 .. KV_PAGE_ROWS.  No row's bits depend on it. */
 uint32_t plan_block_rows(uint32_t group, int n_threads);
 
 #endif
