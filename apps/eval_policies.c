@@ -8,10 +8,9 @@
 
 #include "budget.h"
 
-#define LAYER "layer"
 #define DEFAULT_POLICIES "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02"
 
-/* What may follow a name; one that is not listed takes [block:]budget[:rule=value or :layer]. */
+/* What may follow a name; one that is not listed takes [block:]budget[:rule=value or :flat, :layer or :model]. */
 static const struct {
     const char *name;
     const char *takes; /* "": nothing */
@@ -32,13 +31,17 @@ static bool parse_number(const char *part, double min, double *out)
     return end != part && *end == '\0' && isfinite(*out) && *out >= min;
 }
 
-/* How many positions `adaptive` reads: layer, or name=value; part is cut at its '='. */
+/* A rule that counts the budget; -1: none. */
+static int counting_rule(const char *part)
+{
+    return strcmp(part, "flat") == 0 ? SPW_KV_FLAT : strcmp(part, "layer") == 0 ? SPW_KV_LAYER : strcmp(part, "model") == 0 ? SPW_KV_MODEL : -1;
+}
+
+/* How many positions `adaptive` reads: a rule that counts the budget, or name=value; part is cut at its '='. */
 static bool parse_rule(policy_spec *s, char *part)
 {
-    if (strcmp(part, LAYER) == 0) {
-        s->rule = SPW_KV_LAYER;
-        return true;
-    }
+    s->rule = counting_rule(part);
+    if (s->rule >= 0) return true;
     static const char *const rules[] = {[SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error"};
     char *value = strchr(part, '=');
     *value++ = '\0';
@@ -50,11 +53,11 @@ static bool parse_rule(policy_spec *s, char *part)
     return false;
 }
 
-/* [block:]budget[:rule=value or :layer] */
+/* [block:]budget[:rule=value or :flat, :layer or :model] */
 static bool parse_budget(policy_spec *s, char **part, size_t n)
 {
     double block = 0;
-    if (n && (strchr(part[n - 1], '=') || strcmp(part[n - 1], LAYER) == 0)) {
+    if (n && (strchr(part[n - 1], '=') || counting_rule(part[n - 1]) >= 0)) {
         if (!parse_rule(s, part[--n])) return false;
     }
     if (n > 2 || (n && !budget_read(part[n - 1], &s->budget))) return false;
@@ -130,7 +133,7 @@ void policy_apply(const policy_spec *spec, spw_session_params *params)
     if (spec->rule < 0) return;
     params->kv_rule = (spw_kv_rule)spec->rule;
     if (spec->rule == SPW_KV_ERROR) params->kv_error = spec->limit;
-    else if (spec->rule != SPW_KV_LAYER) params->kv_threshold = spec->limit;
+    if (spec->rule == SPW_KV_THRESHOLD || spec->rule == SPW_KV_TOP_P) params->kv_threshold = spec->limit;
 }
 
 bool policy_is_full(const policy_spec *spec)

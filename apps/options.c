@@ -68,16 +68,23 @@ static const char *index_choices(void)
 
 static const char *rule_choices(void)
 {
-    return "flat, threshold, top-p, error, layer";
+    return "flat, threshold, top-p, error, layer, model";
 }
 
-/* name: one of rule_choices. */
-static spw_kv_rule rule_number(const char *name)
+static const char *const rule_names[] = {[SPW_KV_FLAT] = "flat", [SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error", [SPW_KV_LAYER] = "layer", [SPW_KV_MODEL] = "model"};
+
+/* What is not given follows from what is. */
+static spw_kv_rule kv_rule(const options *o)
 {
-    static const char *const names[] = {[SPW_KV_FLAT] = "flat", [SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error", [SPW_KV_LAYER] = "layer"};
     size_t i = 0;
-    while (i + 1 < sizeof names / sizeof *names && strcmp(names[i], name) != 0) i++;
+    if (!o->kv_rule) return o->kv_error > 0 ? SPW_KV_ERROR : o->kv_threshold > 0 ? SPW_KV_THRESHOLD : spw_session_default_params().kv_rule;
+    while (i + 1 < sizeof rule_names / sizeof *rule_names && strcmp(rule_names[i], o->kv_rule) != 0) i++;
     return (spw_kv_rule)i;
+}
+
+const char *options_kv_rule(const options *o)
+{
+    return rule_names[kv_rule(o)];
 }
 
 static const char *output_choices(void)
@@ -149,8 +156,8 @@ static const option table[] = {
     {MEASURING, group_context, 0, "kv-budget", "SHARE|N|auto", OPTION_BUDGET, AT(kv_budget), 0, 0, NULL, NULL, "the policy's",
      "How much of the positions between them may be read: a share up to 1, a number above 1, or auto: as many as their attention asks for."},
     {MEASURING, group_context, 0, "kv-block", "N", ONE_OF(kv_block, block_choices, NULL), "the policy's", "Adjacent positions that are chosen together."},
-    {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), NULL,
-     "adaptive: how many positions. flat: the budget. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. layer: the budget of all KV heads of a layer, spread over them. All by estimates."},
+    {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), "model",
+     "adaptive: how many positions a KV head reads. flat: the budget, alike for all. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. layer: the budget of all KV heads of a layer, spread over them. model: the same of all layers, on average over the tokens. All by estimates."},
     {MEASURING, group_context, 0, "kv-threshold", "P", REAL(kv_threshold, 0, 0.999999), "the rule's", "A share of the attention; sets --kv-rule threshold unless that is given."},
     {MEASURING, group_context, 0, "kv-error", "TAU", REAL(kv_error, 0, 0.999999), "the rule's", "A share of a layer's largest output; sets --kv-rule error unless that is given."},
     {MEASURING, group_context, 0, "kv-beta", "B", REAL(kv_beta, 0, 1e9), NULL, "hgca: keep positions with at least B times the mean attention; 0: all."},
@@ -233,7 +240,7 @@ static options options_defaults(void)
         .temp = (double)sampler.temp, .top_k = sampler.top_k, .top_p = (double)sampler.top_p, .min_p = (double)sampler.min_p,
         .repeat_penalty = (double)sampler.repeat_penalty, .repeat_last_n = sampler.repeat_last_n,
         .kv_sink = session.kv_sink, .kv_window = session.kv_window,
-        .sparse_min_ctx = (int64_t)session.sparse_min_ctx, .kv_budget = session.kv_budget, .kv_beta = session.kv_beta, .kv_rule = "flat",
+        .sparse_min_ctx = (int64_t)session.sparse_min_ctx, .kv_budget = session.kv_budget, .kv_beta = session.kv_beta,
     };
 }
 
@@ -621,9 +628,7 @@ spw_session_params options_session(const options *o, uint64_t n_ctx)
     p.kv_window = (uint32_t)o->kv_window;
     p.kv_budget = o->kv_budget;
     if (o->kv_block) p.kv_block = (uint32_t)atoi(o->kv_block);
-    p.kv_rule = rule_number(o->kv_rule);
-    if (p.kv_rule == SPW_KV_FLAT && o->kv_threshold > 0) p.kv_rule = SPW_KV_THRESHOLD;
-    if (p.kv_rule == SPW_KV_FLAT && o->kv_error > 0) p.kv_rule = SPW_KV_ERROR;
+    p.kv_rule = kv_rule(o);
     p.kv_threshold = o->kv_threshold;
     p.kv_error = o->kv_error;
     p.kv_beta = o->kv_beta;

@@ -109,6 +109,8 @@ int options_distance(const char *a, const char *b);
 
 /* The library's parameters as the flags set them. */
 spw_engine_params options_engine(const options *o);
+/* How the policy adaptive counts: what --kv-rule says, or what --kv-threshold and --kv-error imply. */
+const char *options_kv_rule(const options *o);
 spw_session_params options_session(const options *o, uint64_t n_ctx);
 /* seed: what -s gave, or a fresh random one. */
 spw_sampler_params options_sampler(const options *o, uint64_t seed);

@@ -21,7 +21,7 @@
  * Reproducibility: on one machine the bits of a row's logits depend only on the model, on the tokens of
  * its session, on which of them were evaluated as prompt or as generated tokens, on the kernels (spw_engine_isa) and on
  * whether weights were repacked (spw_engine_load_stats: short memory at loading decides this): not on the number of threads, on
- * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md; SPW_KV_Q8 has an exception at spw_session_truncate).
+ * other rows of the same step, or on how the prompt was cut into calls (docs/NUMERICS.md; spw_session_truncate has two exceptions).
  */
 #ifndef SPILLWAY_H
 #define SPILLWAY_H
@@ -250,6 +250,7 @@ typedef enum spw_kv_rule {
     SPW_KV_TOP_P,     /* until every head has left out at most kv_threshold of its attention, as estimated */
     SPW_KV_ERROR,     /* until the error of every head's output, as estimated, is below kv_error of the layer's largest output */
     SPW_KV_LAYER,     /* kv_budget of the middle of all KV heads of a layer, spread over them by estimated attention, and a floor */
+    SPW_KV_MODEL,     /* the same of all layers; so much on average over the tokens */
 } spw_kv_rule;
 
 typedef struct spw_session_params {
@@ -259,7 +260,7 @@ typedef struct spw_session_params {
     uint32_t kv_window;    /* newest positions that are always attended, at least 1; default 256 */
     double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default */
     uint32_t kv_block;     /* adjacent positions that are chosen together: 1, 16, 32, 64 or 128; default 0: the policy's default */
-    spw_kv_rule kv_rule;
+    spw_kv_rule kv_rule;   /* default SPW_KV_MODEL */
     double kv_threshold;   /* below 1; 0: the rule's default */
     double kv_error;       /* below 1; 0: the rule's default */
     double kv_beta;        /* hgca keeps positions of at least kv_beta / n of the attention; 0 keeps everything; default 1 */
@@ -278,7 +279,9 @@ uint64_t spw_session_n_ctx(const spw_session *s); /* positions at most */
 /* Forgets every position from pos on (pos <= spw_session_pos); the logits become NULL unless nothing was forgotten.
  * SPW_KV_Q8: when pos lies inside a page that was full, up to 127 positions before pos go on as what their bytes stand for: later logits
  * then differ, by as much as bytes do from halves, from those of a session that never went beyond pos.  Not when pos is a multiple of 128,
- * or its page was not full. */
+ * or its page was not full.
+ * The policies hgca and adaptive (where a model shares one budget) choose by what they saw at the tokens generated before: after a truncation, as after
+ * a prompt, they begin anew. */
 spw_status spw_session_truncate(spw_session *s, uint64_t pos, spw_err *err);
 /* Names of the known policies, separated by ", ". */
 const char *spw_kv_policies(void);

@@ -98,7 +98,8 @@ static void close_world(world *w)
 
 static policy_params params(double budget)
 {
-    return (policy_params){.n_layer = 1, .group = GROUP, .dim = DIM, .sink = 64, .window = 256, .budget = budget, .block = 1};
+    static const uint32_t heads = HEADS;
+    return (policy_params){.n_layer = 1, .n_head_kv = &heads, .group = GROUP, .dim = DIM, .sink = 64, .window = 256, .budget = budget, .block = 1};
 }
 
 static policy_query query_of(const world *w, uint32_t head, uint64_t n_pos)
@@ -158,7 +159,7 @@ static spw_status run_stages(const policy *p, const policy_query *q, spw_pool *p
 static spw_status make_choice(const policy *p, const policy_query *q, spw_pool *pool, policy_choice *c, spw_err *err)
 {
     spw_status s = run_stages(p, q, pool, c, err);
-    if (!s) p->ops->agree(&p->params, (policy_choice *const[]){c}, 1);
+    if (!s) p->ops->agree(p->state, &p->params, q, (policy_choice *const[]){c}, 1);
     return s ? s : p->ops->select(p->state, &p->params, q, c, err);
 }
 
@@ -437,7 +438,7 @@ static void test_needle(void)
         world w;
         open_best(&w, (world_config){.n = 9000, .needle = at[i], .seed = at[i]});
         for (uint32_t b = 0; b < 5; b++) {
-            for (policy_rule rule = POLICY_FLAT; rule <= POLICY_LAYER; rule++) {
+            for (policy_rule rule = POLICY_FLAT; rule <= POLICY_MODEL; rule++) {
                 policy_params pp = params(0.01);
                 policy_choice c = {0};
                 pp.block = blocks[b];
@@ -539,26 +540,33 @@ static void test_rules(void)
     close_world(&w);
 }
 
-/* Both heads by one policy; count[h]: positions of the middle.  Returns the sum over all query heads of the share of their attention that they see. */
-static double choose_both(const world *w, const policy_params *pp, uint64_t *count)
+/* Both heads of the row with n_pos positions; count[h]: positions of the middle.  Returns the sum over all query heads of the share of their attention that they see. */
+static double choose_row(const world *w, const policy *p, uint64_t n_pos, uint64_t *count)
 {
     spw_err err;
-    policy p = start(pp);
     policy_query q[HEADS];
     policy_choice c[HEADS] = {{0}}, *all[HEADS];
     double sum = 0, mass[GROUP];
     for (uint32_t h = 0; h < HEADS; h++) {
-        q[h] = query_of(w, h, w->n), all[h] = &c[h];
-        CHECK_OK(run_stages(&p, &q[h], NULL, &c[h], &err), err);
+        q[h] = query_of(w, h, n_pos), all[h] = &c[h];
+        CHECK_OK(run_stages(p, &q[h], NULL, &c[h], &err), err);
     }
-    p.ops->agree(&p.params, all, HEADS);
+    p->ops->agree(p->state, &p->params, &q[0], all, HEADS);
     for (uint32_t h = 0; h < HEADS; h++) {
-        CHECK_OK(p.ops->select(p.state, &p.params, &q[h], &c[h], &err), err);
-        count[h] = mark(pp, &c[h], w->n, chosen);
-        true_mass(w, h, 0, w->n, chosen, mass);
+        CHECK_OK(p->ops->select(p->state, &p->params, &q[h], &c[h], &err), err);
+        count[h] = mark(&p->params, &c[h], n_pos, chosen);
+        true_mass(w, h, 0, n_pos, chosen, mass);
         sum += GROUP * mean_of(mass);
         policy_choice_free(&c[h]);
     }
+    return sum;
+}
+
+/* The last row alone, by a policy of its own. */
+static double choose_both(const world *w, const policy_params *pp, uint64_t *count)
+{
+    policy p = start(pp);
+    double sum = choose_row(w, &p, w->n, count);
     policy_done(&p);
     return sum;
 }
@@ -586,6 +594,56 @@ static void test_layer_budget(void)
         pp.budget = 1;
         choose_both(&w, &pp, count);
         CHECK_INT(count[0], policy_middle(&pp, w.n));
+    }
+    close_world(&w);
+}
+
+/* A model's budget: rows with the queries of a world, some louder than others, so that what they want differs.  The first is as a flat one; the others have the budget on average, see more
+ * than even shares do, keep their floors, and come out the same when they are made again, by a copy, and after everything was forgotten. */
+static void test_model_budget(void)
+{
+    enum { ROWS = 40 };
+    static const uint32_t blocks[] = {1, 16};
+    static const float loud[] = {1, 0.5f, 1.3f, 0.8f, 1.1f};
+    spw_err err;
+    world w;
+    open_best(&w, (world_config){.n = 20000, .clustered = true, .seed = 24});
+    float queries[HEADS][GROUP * DIM];
+    for (size_t i = 0; i < GROUP * DIM; i++) w.q[0][i] *= 0.25f;
+    memcpy(queries, w.q, sizeof queries);
+    for (size_t b = 0; b < 2; b++) {
+        policy_params pp = params(0.03);
+        pp.block = blocks[b];
+        policy flat = start(&pp), copy, p;
+        pp.rule = POLICY_MODEL;
+        p = start(&pp);
+        double even_sum = 0, sum = 0, seen_even = 0, seen = 0;
+        uint64_t even[HEADS], count[HEADS], again[HEADS], first[HEADS] = {0};
+        for (int row = 0; row < ROWS; row++) {
+            uint64_t n_pos = w.n - ROWS + (uint64_t)row;
+            for (uint32_t h = 0; h < HEADS; h++)
+                for (size_t i = 0; i < GROUP * DIM; i++) w.q[h][i] = queries[h][i] * loud[row % 5];
+            seen_even += choose_row(&w, &flat, n_pos, even);
+            double got = choose_row(&w, &p, n_pos, count);
+            seen += got;
+            for (uint32_t h = 0; h < HEADS; h++) {
+                even_sum += (double)even[h], sum += (double)count[h];
+                CHECK(4 * count[h] >= even[h] - 4 * pp.block);
+                if (row == 0) CHECK_INT(count[h], even[h]);
+            }
+            CHECK(choose_row(&w, &p, n_pos, again) == got && !memcmp(again, count, sizeof count));
+            if (row == 0) memcpy(first, count, sizeof first);
+            if (row != 20) continue;
+            CHECK_OK(policy_fork(&copy, &p, &err), err);
+            policy_done(&p);
+            p = copy;
+        }
+        CHECK(sum > 0.9 * even_sum && sum < 1.1 * even_sum && seen > 1.01 * seen_even);
+        CHECK_OK(p.ops->begin(p.state, &p.params, &(policy_start){.seq = w.seq}, &err), err);
+        choose_row(&w, &p, w.n - ROWS, count);
+        CHECK(!memcmp(count, first, sizeof first));
+        policy_done(&p);
+        policy_done(&flat);
     }
     close_world(&w);
 }
@@ -679,7 +737,7 @@ static void test_threads(void)
     spw_err err;
     world w;
     open_best(&w, (world_config){.n = 11000, .clustered = true, .seed = 51});
-    for (policy_rule rule = POLICY_FLAT; rule <= POLICY_LAYER; rule++) {
+    for (policy_rule rule = POLICY_FLAT; rule <= POLICY_MODEL; rule++) {
         policy_params pp = params(0.03);
         pp.rule = rule;
         policy p = start(&pp);
@@ -738,6 +796,7 @@ int main(void)
     RUN(test_counts);
     RUN(test_rules);
     RUN(test_layer_budget);
+    RUN(test_model_budget);
     RUN(test_everything);
     RUN(test_no_index);
     RUN(test_borders);

@@ -104,11 +104,15 @@ def test_kld_rules_in_policies():
     rows = by_policy(kld("--sparse-min-ctx", 0, "--policies", "oracle:1:.05,oracle:1:.05:threshold=.1,oracle:8"))
     equal({k: v for k, v in rows["oracle:1:.05"].items() if k != "policy"}, {k: v for k, v in rows["oracle:1:.05:threshold=.1"].items() if k != "policy"}, "a rule is adaptive's")
     flags = ("eval", "kld", "-m", tiny(), "-f", kjv(), "-c", 1024, "--chunks", 1, "--eval-tokens", 24, "--sparse-min-ctx", 0, "--kv-window", 16, "--json")
-    rows = by_policy(run_json(*flags, "--policies", "adaptive:.3,adaptive:.3:layer,adaptive:16:.3:layer"))
-    flat, layer = rows["adaptive:.3"], rows["adaptive:.3:layer"]
+    rows = by_policy(run_json(*flags, "--policies", "adaptive:.3:flat,adaptive:.3:layer,adaptive:16:.3:layer,adaptive:.3,adaptive:.3:model"))
+    flat, layer, model = rows["adaptive:.3:flat"], rows["adaptive:.3:layer"], rows["adaptive:.3:model"]
     less(abs(flat["share_rows"] - layer["share_rows"]), 0.01, "a layer's budget is as large")
     less(0, abs(flat["kld_mean"] - layer["kld_mean"]), "and read elsewhere")
-    equal(by_policy(run_json(*flags, "--policies", "adaptive:.3", "--kv-rule", "layer"))["adaptive:.3"]["kld_mean"], layer["kld_mean"], "the option says the same")
+    less(abs(flat["share_rows"] - model["share_rows"]), 0.05, "so is the model's, on average")
+    less(0, abs(layer["kld_mean"] - model["kld_mean"]), "and read elsewhere again")
+    equal(rows["adaptive:.3"]["kld_mean"], model["kld_mean"], "it is the default")
+    for rule, row in (("layer", layer), ("flat", flat)):
+        equal(by_policy(run_json(*flags, "--policies", "adaptive:.3", "--kv-rule", rule))["adaptive:.3"]["kld_mean"], row["kld_mean"], "the option says the same")
 
 
 def test_kld_refusals():
@@ -218,7 +222,7 @@ def test_resume_takes_nothing_that_differs():
     flags = ("eval", "kv", "-m", tiny(), "--keys", 4, "-n", 1, "--policies", "full,window")
     equal(spillway(*flags, "--resume", path)[0], 0)
     whole = open(path).read()
-    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("--kv-budget", .5), "kv_budget"), (("--kv-threshold", .5), "kv_threshold"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
+    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("--kv-budget", .5), "kv_budget"), (("--kv-threshold", .5), "kv_rule"), (("--kv-rule", "flat"), "kv_rule"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
         if change[0] == "--no-repack" and not json.loads(whole.splitlines()[0])["repacked"]:
             continue
         refused(*flags, "--resume", path, *change, needles=(path, needle_), code=1)

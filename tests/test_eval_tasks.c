@@ -372,7 +372,8 @@ static void policies_become_parameters(void)
     CHECK_NEAR(p.kv_error, 0.05, 0);
     CHECK_NEAR(p.kv_threshold, standard.kv_threshold, 0);
     p = params_of("hgca:2");
-    CHECK(p.kv_rule == SPW_KV_FLAT);
+    CHECK(p.kv_rule == standard.kv_rule);
+    CHECK(params_of("adaptive:.02:flat").kv_rule == SPW_KV_FLAT && params_of("adaptive:16:.02:layer").kv_rule == SPW_KV_LAYER && params_of("adaptive:.02:model").kv_rule == SPW_KV_MODEL);
     CHECK_NEAR(p.kv_beta, 2, 0);
 }
 

@@ -205,7 +205,7 @@ static inline spw_status finish(const policy *p, const policy_query *q, policy_c
         for (uint32_t i = n; i && backward; i--) run_part(&j, i - 1, 0);
         if (!backward) pool_run(pool, n, run_part, &j);
     }
-    if (p->ops->agree) p->ops->agree(&p->params, (policy_choice *const[]){c}, 1);
+    if (p->ops->agree) p->ops->agree(p->state, &p->params, q, (policy_choice *const[]){c}, 1);
     return p->ops->select(p->state, &p->params, q, c, err);
 }
 

@@ -7,7 +7,7 @@
 
 spw_session_params spw_session_default_params(void)
 {
-    return (spw_session_params){.kv_policy = "adaptive", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_beta = 1, .sparse_min_ctx = 2048};
+    return (spw_session_params){.kv_policy = "adaptive", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_rule = SPW_KV_MODEL, .kv_beta = 1, .sparse_min_ctx = 2048};
 }
 
 /* A session without timeline and policy: what create and fork share. */
@@ -44,7 +44,7 @@ static spw_status check_sliding(const model_hparams *hp, uint64_t n_ctx, spw_err
 static spw_status start_policies(spw_session *s, const spw_session_params *p, spw_err *err)
 {
     static const policy_rule rules[] = {[SPW_KV_FLAT] = POLICY_FLAT, [SPW_KV_THRESHOLD] = POLICY_THRESHOLD, [SPW_KV_TOP_P] = POLICY_TOP_P, [SPW_KV_ERROR] = POLICY_ERROR,
-                                         [SPW_KV_LAYER] = POLICY_LAYER};
+                                         [SPW_KV_LAYER] = POLICY_LAYER, [SPW_KV_MODEL] = POLICY_MODEL};
     const spw_engine *e = s->engine;
     if ((unsigned)p->kv_rule >= sizeof rules / sizeof *rules) return spw_fail(err, SPW_E_ARG, "KV rule: unknown number %d", (int)p->kv_rule);
     policy_params pp = {.n_layer = e->model->hp.n_layer, .n_head_kv = e->n_head_kv, .group = e->group, .dim = e->dim, .sink = p->kv_sink, .window = p->kv_window,

@@ -284,8 +284,9 @@ static void run_stages(plan *p, spw_pool *pool)
 static void agree_row(void *ctx, size_t item, int worker)
 {
     plan *p = ctx;
-    const policy *pol = p->parts[item * p->n_heads].policy;
-    if (pol->ops->agree) pol->ops->agree(&pol->params, p->choices + item * p->n_heads, p->n_heads);
+    const plan_part *first = &p->parts[item * p->n_heads];
+    const policy *pol = first->policy;
+    if (pol->ops->agree) pol->ops->agree(pol->state, &pol->params, &first->query, p->choices + item * p->n_heads, p->n_heads);
     (void)worker;
 }
 

@@ -34,6 +34,7 @@ typedef enum policy_rule {
     POLICY_TOP_P,     /* until a share of every head's mass is reached */
     POLICY_ERROR,     /* until the estimated error of every head's output is small enough */
     POLICY_LAYER,     /* a share of the middle of all KV groups of a layer, spread over them by votes, and a floor */
+    POLICY_MODEL,     /* the same of all layers, as far as the tokens before tell: so much on average */
 } policy_rule;
 
 /* Of one policy of a session.  Values are checked by policy_init. */
@@ -112,8 +113,8 @@ typedef struct policy_ops {
     spw_status (*prepare)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err);
     uint32_t (*n_parts)(const policy_params *p, const policy_query *q, const policy_choice *c, uint32_t stage);
     void (*work)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part);
-    /* c: of all KV groups of a row, n; what of a choice is written here depends on them, not on their order or other rows. */
-    void (*agree)(const policy_params *p, policy_choice *const *c, uint32_t n);
+    /* c: of all KV groups of a row, n; q: of the first.  What of a choice is written here depends on them and the state, not on their order or other rows. */
+    void (*agree)(void *state, const policy_params *p, const policy_query *q, policy_choice *const *c, uint32_t n);
     /* Adds the chosen ranges. */
     spw_status (*select)(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err);
     /* What attention saw: lse of each query head over everything chosen. */

@@ -6,8 +6,9 @@
  *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that as many positions pass as there are to be candidates
  *     scan      estimates of all positions from the signs alone; those that pass, the candidates, are estimated again from all planes
  *     rescan    without a threshold, when too few passed: the sample was not like the rest
- *     vote      a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included
- *     agree     where a layer has one budget: how much of it each group gets
+ *     vote      a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; where groups share a budget the sum of the
+ *               squares, by which they compare better (docs/FIDELITY.md)
+ *     agree     where a layer or the model has one budget: how much of it each group gets, or the vote that decides it
  *     select    the best win; the rule says how many
  *
  * That few bits sort out most and more bits the rest is the idea of RaBitQ (Gao and Long 2024); its bound is a sampled threshold here.
@@ -18,6 +19,7 @@
 
 #include "kern_index.h"
 #include "policy_blocks.h"
+#include "policy_tally.h"
 
 enum {
     PART_LEAST = 2048,   /* positions of a work item: so few that a short middle keeps several threads busy, */
@@ -40,7 +42,7 @@ enum {
 #define CHOSEN_COVER     0.05
 #define DENSE_SHARE     0.5  /* of the middle: a budget above reads everything, for scattered rows cost about twice what a stream costs; where exactly the two meet was not measured */
 #define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
-#define LAYER_FLOOR     0.25 /* of an even share of a layer's budget every group gets; 0 to 0.75 differ by up to 7 % of divergence, in both directions (docs/FIDELITY.md) */
+#define SPREAD_FLOOR    0.25 /* of an even share of a layer's or the model's budget every group gets; 0 to 0.75 differ by up to 7 % of divergence, in both directions (docs/FIDELITY.md) */
 #define THRESHOLD       2e-4 /* of the heads' mean attention: 1.9 to 3.8 % of the middle of three models at 8K and 16K; docs/FIDELITY.md has what that is worth */
 #define TOP_P           0.2
 #define ERROR           0.1  /* Fluxion's tau */
@@ -70,7 +72,9 @@ typedef struct adaptive {
     unsigned planes;
     uint32_t block_bits;  /* log2 of the positions of a block */
     size_t wanted;        /* candidates or blocks: of a flat budget so many, of a rule at least */
-    size_t floor;         /* of POLICY_LAYER: the fewest of them; wanted is this group's part, more or less than an even share after agree */
+    size_t floor;         /* of POLICY_LAYER and _MODEL: the fewest of them.  wanted is an even share, of a layer's budget after agree this group's part */
+    bool has_cut;         /* of POLICY_MODEL, set by agree: units with a larger vote than cut win; false: an even share does */
+    float cut;
     double candidates;    /* share of the middle */
     size_t n_sampled;
     /* A mass is e to the score - norm: the share of the head's attention, if the sample were right. */
@@ -101,14 +105,20 @@ static float log_add(float a, float b)
 
 static policy_rule rule_of(const policy_params *p)
 {
-    bool counts = p->rule == POLICY_FLAT || p->rule == POLICY_LAYER;
+    bool counts = p->rule == POLICY_FLAT || p->rule == POLICY_LAYER || p->rule == POLICY_MODEL;
     return counts && p->budget == 0 ? POLICY_THRESHOLD : p->rule;
+}
+
+/* The budget is a number of positions that several groups share. */
+static bool is_spread(const policy_params *p)
+{
+    return rule_of(p) == POLICY_LAYER || rule_of(p) == POLICY_MODEL;
 }
 
 /* The budget is a number of positions. */
 static bool is_counted(const policy_params *p)
 {
-    return rule_of(p) == POLICY_FLAT || rule_of(p) == POLICY_LAYER;
+    return rule_of(p) == POLICY_FLAT || is_spread(p);
 }
 
 /* ------------------------------------------------------------------------------------------------ prepare ---- */
@@ -134,7 +144,7 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
     if (budget < CHOOSE_LEAST) budget = CHOOSE_LEAST;
     if (budget >= DENSE_SHARE * n) return false;
     a->wanted = ((size_t)budget + p->block - 1) / p->block;
-    a->floor = (size_t)(LAYER_FLOOR * (double)a->wanted);
+    a->floor = (size_t)(SPREAD_FLOOR * (double)a->wanted);
     double least = is_counted(p) ? CHOSEN_FLAT : rule_of(p) == POLICY_THRESHOLD ? CHOSEN_THRESHOLD : CHOSEN_COVER;
     double share = fmax((double)a->wanted / n, least);
     a->candidates = share * fmax(CANDIDATES_OVER, CANDIDATES_HEAD * q->n_q);
@@ -295,7 +305,7 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
 /* votes[i] = the sum over the heads of weight * mass, of n positions; whole steps of WIDTH are written. */
-static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
+static void add_shares(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
 {
     for (size_t i = 0; i < n; i += WIDTH) {
         float sum[WIDTH] = {0};
@@ -307,9 +317,23 @@ static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, cons
     }
 }
 
-/* Makes the parts' candidates adjacent, and their votes; returns how many. */
-static size_t join_parts(adaptive *a, const policy_query *q, const policy_choice *c)
+/* The same of squares. */
+static void add_squares(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
 {
+    for (size_t i = 0; i < n; i += WIDTH) {
+        float sum[WIDTH] = {0};
+        for (uint32_t g = 0; g < n_q; g++) {
+            const float *m = masses + g * room + i;
+            for (size_t j = 0; j < WIDTH; j++) sum[j] += weight[g] * m[j] * (weight[g] * m[j]);
+        }
+        memcpy(votes + i, sum, sizeof sum);
+    }
+}
+
+/* Makes the parts' candidates adjacent, and their votes; returns how many. */
+static size_t join_parts(adaptive *a, const policy_params *p, const policy_query *q, const policy_choice *c)
+{
+    void (*weigh)(const float *, size_t, size_t, uint32_t, const float *, float *) = is_spread(p) ? add_squares : add_shares;
     float weight[KERN_MAX_G];
     size_t n = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) {
@@ -342,18 +366,18 @@ static units units_of(adaptive *a, size_t n)
     return (units){.votes = a->sums, .n = a->blocks.n, .size = a->blocks.block};
 }
 
-static void vote(adaptive *a, const policy_query *q, const policy_choice *c)
+static void vote(adaptive *a, const policy_params *p, const policy_query *q, const policy_choice *c)
 {
-    a->n_candidates = join_parts(a, q, c);
+    a->n_candidates = join_parts(a, p, q, c);
     a->units = units_of(a, a->n_candidates);
 }
 
 static void adaptive_work(void *state, const policy_params *p, const policy_query *q, policy_choice *c, uint32_t stage, uint32_t part)
 {
-    (void)state, (void)p;
+    (void)state;
     adaptive *a = c->scratch;
     if (stage == STAGE_SAMPLE) sample(a, q, c->base_lse);
-    else if (stage == STAGE_VOTE) vote(a, q, c);
+    else if (stage == STAGE_VOTE) vote(a, p, q, c);
     else scan_part_of(a, q, norm_of(a, c), part, stage == STAGE_SCAN ? a->threshold : -INFINITY);
 }
 
@@ -396,13 +420,17 @@ static void choose(adaptive *a, const policy_query *q, const units *u, size_t n,
     sum_candidates(a, q, picked, n_picked, mass);
 }
 
-/* Units whose positions have more than the threshold of the heads' attention on average. */
-static size_t count_above(const policy_params *p, const policy_query *q, const units *u)
+static size_t count_above(const units *u, float vote)
 {
-    float least = (float)(p->threshold > 0 ? p->threshold : THRESHOLD) * (float)q->n_q * (float)u->size;
     size_t n = 0;
-    for (size_t i = 0; i < u->n; i++) n += u->votes[i] > least;
+    for (size_t i = 0; i < u->n; i++) n += u->votes[i] > vote;
     return n;
+}
+
+/* The vote of a unit whose positions have the threshold of the heads' attention on average. */
+static float threshold_vote(const policy_params *p, const policy_query *q, const units *u)
+{
+    return (float)(p->threshold > 0 ? p->threshold : THRESHOLD) * (float)q->n_q * (float)u->size;
 }
 
 /* The share of each head's mass in the middle that may be left out.  Fluxion (Yao et al. 2026, Eq. 2) bounds the error of a head's output by tau times the largest output of the layer.
@@ -442,8 +470,11 @@ static size_t search_enough(adaptive *a, const policy_params *p, const policy_qu
 
 static size_t count_units(adaptive *a, const policy_params *p, const policy_query *q, const units *u, size_t n)
 {
-    size_t least = a->wanted < u->n ? a->wanted : u->n, k = least;
-    if (rule_of(p) == POLICY_THRESHOLD) k = count_above(p, q, u);
+    size_t least = a->has_cut ? a->floor : a->wanted, k;
+    if (least > u->n) least = u->n;
+    k = least;
+    if (a->has_cut) k = count_above(u, a->cut);
+    if (rule_of(p) == POLICY_THRESHOLD) k = count_above(u, threshold_vote(p, q, u));
     if (rule_of(p) == POLICY_TOP_P || rule_of(p) == POLICY_ERROR) k = search_enough(a, p, q, u, n, least);
     if (k < least) k = least;
     return k < u->n ? k : u->n;
@@ -456,8 +487,7 @@ static size_t count_layer(policy_choice *const *c, uint32_t n, float above)
     for (uint32_t i = 0; i < n; i++) {
         if (c[i]->dense) continue;
         adaptive *a = c[i]->scratch;
-        size_t k = 0, least = a->floor < a->units.n ? a->floor : a->units.n;
-        for (size_t j = 0; j < a->units.n; j++) k += a->units.votes[j] > above;
+        size_t k = count_above(&a->units, above), least = a->floor < a->units.n ? a->floor : a->units.n;
         a->wanted = k > least ? k : least;
         total += a->wanted;
     }
@@ -466,9 +496,8 @@ static size_t count_layer(policy_choice *const *c, uint32_t n, float above)
 
 /* One budget for all groups of a layer: the best votes win, whosever they are.  Votes are sums of shares, so groups compare; no vote is negative, and floats that are not are in the
  * order of their bits. */
-static void adaptive_agree(const policy_params *p, policy_choice *const *c, uint32_t n)
+static void agree_on_layer(policy_choice *const *c, uint32_t n)
 {
-    if (rule_of(p) != POLICY_LAYER) return;
     size_t budget = 0;
     for (uint32_t i = 0; i < n; i++) budget += c[i]->dense ? 0 : ((const adaptive *)c[i]->scratch)->wanted;
     uint32_t low = 0, high = 0x7f800000u; /* infinity: only the floors */
@@ -482,6 +511,22 @@ static void adaptive_agree(const policy_params *p, policy_choice *const *c, uint
     float above;
     memcpy(&above, &high, sizeof above);
     count_layer(c, n, above);
+}
+
+/* One budget for all groups of the model: the best votes win, whosever they are, by what votes were like in the rows before.  A row may so take more or less than the budget, and that is
+ * as it should be: the mean over the rows is kept. */
+static void agree_on_model(policy_tally *t, const policy_query *q, policy_choice *const *c, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        adaptive *a = c[i]->scratch;
+        if (!c[i]->dense) a->has_cut = policy_tally_cut(t, q->n_pos, a->wanted, a->floor, &a->cut);
+    }
+}
+
+static void adaptive_agree(void *state, const policy_params *p, const policy_query *q, policy_choice *const *c, uint32_t n)
+{
+    if (rule_of(p) == POLICY_LAYER) agree_on_layer(c, n);
+    if (rule_of(p) == POLICY_MODEL) agree_on_model(state, q, c, n);
 }
 
 /* -------------------------------------------------------------------------------------------------- select ---- */
@@ -518,10 +563,10 @@ static uint64_t bytes_read(const adaptive *a, const policy_query *q)
 
 static spw_status adaptive_select(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
 {
-    (void)state;
     if (c->dense) return policy_choice_all(c, q->n_pos, err);
     adaptive *a = c->scratch;
-    if (rule_of(p) != POLICY_LAYER) vote(a, q, c);
+    if (rule_of(p) != POLICY_LAYER) vote(a, p, q, c);
+    if (rule_of(p) == POLICY_MODEL) policy_tally_note(state, q->layer, q->head, q->n_pos, a->units.votes, a->units.n);
     size_t n = a->n_candidates, k = count_units(a, p, q, &a->units, n);
     choose(a, q, &a->units, n, k, c->mass);
     c->side_bytes = bytes_read(a, q);
@@ -531,12 +576,47 @@ static spw_status adaptive_select(void *state, const policy_params *p, const pol
     return a->units.size == 1 ? add_positions(a, c, k, err) : add_blocks(a, c, k, err);
 }
 
+/* --------------------------------------------------------------------------------------------------- state ---- */
+
+/* The tally of POLICY_MODEL; other rules need nothing but the row itself. */
+static spw_status adaptive_create(void **out, const policy_params *p, spw_err *err)
+{
+    policy_tally *t = NULL;
+    spw_status s = rule_of(p) == POLICY_MODEL ? policy_tally_create(&t, p->n_layer, p->n_head_kv, err) : SPW_OK;
+    *out = t;
+    return s;
+}
+
+static spw_status adaptive_fork(void **out, const void *state, spw_err *err)
+{
+    policy_tally *t = NULL;
+    spw_status s = state ? policy_tally_copy(&t, state, err) : SPW_OK;
+    *out = t;
+    return s;
+}
+
+static void adaptive_free(void *state)
+{
+    policy_tally_free(state);
+}
+
+static spw_status adaptive_begin(void *state, const policy_params *p, const policy_start *start, spw_err *err)
+{
+    (void)p, (void)start, (void)err;
+    if (state) policy_tally_forget(state);
+    return SPW_OK;
+}
+
 const policy_ops policy_adaptive = {
     .name = "adaptive",
     .needs_q = true,
     .n_stages = STAGES,
     .budget = 0.02,
     .block = 1,
+    .create = adaptive_create,
+    .fork = adaptive_fork,
+    .free = adaptive_free,
+    .begin = adaptive_begin,
     .prepare = adaptive_prepare,
     .n_parts = adaptive_n_parts,
     .work = adaptive_work,
