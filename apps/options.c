@@ -168,7 +168,7 @@ static const option table[] = {
 
     {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02",
      "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them, or auto; hgca takes its beta. adaptive may be followed by a rule: "
-     "adaptive:.01:threshold=.0003, or top-p, or error, or adaptive:.02:layer."},
+     "adaptive:.01:threshold=.0003, or top-p, or error, or adaptive:.02:flat, or layer, or model."},
     {CMD_EVAL, group_samples, 0, "eval-tokens", "N", WHOLE(eval_tokens, 1, 1 << 20), NULL, "kld: predictions of each chunk that are made token by token under each policy."},
     {CMD_EVAL, group_samples, 0, "no-truth", NULL, SWITCH(no_truth), "",
      "kld: leave out the attention to everything that mass and output error are measured against; faster with many policies."},

@@ -80,6 +80,7 @@ static void test_random_timelines(void)
         timeline t = {.type = types[round % 3]};
         policy_params pp = params_of(1 + (uint32_t)(test_rand(&seed) % MAX_GROUP), sinks[test_rand(&seed) % 5], windows[test_rand(&seed) % 4], budgets[test_rand(&seed) % 7],
                                      blocks[test_rand(&seed) % 5]);
+        pp.rule = (policy_rule)(round % (POLICY_MODEL + 1)); /* of adaptive */
         if (test_rand(&seed) % 4 == 0) pp.min_ctx = test_rand(&seed) % 600;
         t.store = new_store(t.type);
         CHECK_OK(kv_seq_create(&t.seq, t.store, CTX, &err), err);
@@ -124,6 +125,7 @@ static void test_failing_allocator(void)
     size_t before = mem_in_use();
     timeline t = {.type = KV_F16, .store = new_store(KV_F16)};
     policy_params pp = params_of(2, 16, 64, 0.1, 0);
+    pp.rule = POLICY_MODEL;
     float q[MAX_GROUP * DIM];
     int refused = 0;
     bool through = false;
