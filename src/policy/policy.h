@@ -14,7 +14,7 @@
  *     observe   what attention saw                                                   as prepare
  *
  * A policy that does not look at q has only select, and its choice must depend on n_pos and the layer alone.  What several choices of a step share (state) may be changed only where it belongs to that layer and head; by
- * work only what no other part of the stage touches.
+ * work only what no other part of the stage touches; by agree, which no other choice of the session runs beside, anywhere.
  *
  * A step may fail after a policy has made its choice, and be made again or not at all: state must come out the same, so it is kept by position, and
  * what it says of the row's own position (n_pos - 1) is never used before that is committed.

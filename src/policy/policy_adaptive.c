@@ -1,6 +1,6 @@
 /* policy_adaptive.c - the default: estimates the score of every position from low-bit codes of the keys (kern_index.h), and names the best positions.
  *
- * The one thing to know: a choice is a function of the queries, the codes and the number of positions alone.  Work is cut at fixed positions, never by threads.
+ * The one thing to know: a choice is a function of the queries, the codes and the number of positions alone, and where the model shares one budget of what the rows before noted (policy_tally.h).  Work is cut at fixed positions, never by threads.
  *
  *     prepare   everything, or how much of the middle; the queries' tables; sink and window are attended
  *     sample    one group of 64 positions in so many: the mass of each head, and the threshold that as many positions pass as there are to be candidates
