@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "budget.h"
+#include "rule.h"
 
 #define DEFAULT_POLICIES "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02"
 
@@ -31,33 +32,21 @@ static bool parse_number(const char *part, double min, double *out)
     return end != part && *end == '\0' && isfinite(*out) && *out >= min;
 }
 
-/* A rule that counts the budget; -1: none. */
-static int counting_rule(const char *part)
-{
-    return strcmp(part, "flat") == 0 ? SPW_KV_FLAT : strcmp(part, "layer") == 0 ? SPW_KV_LAYER : strcmp(part, "model") == 0 ? SPW_KV_MODEL : -1;
-}
-
-/* How many positions `adaptive` reads: a rule that counts the budget, or name=value; part is cut at its '='. */
+/* A rule alone, where the budget says how much, or name=value: then part is cut at its '='. */
 static bool parse_rule(policy_spec *s, char *part)
 {
-    s->rule = counting_rule(part);
-    if (s->rule >= 0) return true;
-    static const char *const rules[] = {[SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error"};
     char *value = strchr(part, '=');
-    *value++ = '\0';
-    for (size_t i = SPW_KV_THRESHOLD; i < sizeof rules / sizeof *rules; i++) {
-        if (strcmp(rules[i], part) != 0) continue;
-        s->rule = (int)i;
-        return parse_number(value, 0, &s->limit) && s->limit > 0 && s->limit < 1;
-    }
-    return false;
+    if (value) *value++ = '\0';
+    s->rule = rule_number(part);
+    if (s->rule < 0 || rule_has_limit(s->rule) != (value != NULL)) return false;
+    return !value || (parse_number(value, 0, &s->limit) && s->limit > 0 && s->limit < 1);
 }
 
 /* [block:]budget[:rule=value or :flat, :layer or :model] */
 static bool parse_budget(policy_spec *s, char **part, size_t n)
 {
     double block = 0;
-    if (n && (strchr(part[n - 1], '=') || counting_rule(part[n - 1]) >= 0)) {
+    if (n && (strchr(part[n - 1], '=') || rule_number(part[n - 1]) >= 0)) {
         if (!parse_rule(s, part[--n])) return false;
     }
     if (n > 2 || (n && !budget_read(part[n - 1], &s->budget))) return false;
@@ -132,8 +121,9 @@ void policy_apply(const policy_spec *spec, spw_session_params *params)
     if (spec->beta >= 0) params->kv_beta = spec->beta;
     if (spec->rule < 0) return;
     params->kv_rule = (spw_kv_rule)spec->rule;
+    if (!rule_has_limit(spec->rule)) return;
     if (spec->rule == SPW_KV_ERROR) params->kv_error = spec->limit;
-    if (spec->rule == SPW_KV_THRESHOLD || spec->rule == SPW_KV_TOP_P) params->kv_threshold = spec->limit;
+    else params->kv_threshold = spec->limit;
 }
 
 bool policy_is_full(const policy_spec *spec)

@@ -14,6 +14,7 @@
 
 #include "budget.h"
 #include "report.h"
+#include "rule.h"
 
 #define HELP_COLUMNS 96
 
@@ -71,15 +72,11 @@ static const char *rule_choices(void)
     return "flat, threshold, top-p, error, layer, model";
 }
 
-static const char *const rule_names[] = {[SPW_KV_FLAT] = "flat", [SPW_KV_THRESHOLD] = "threshold", [SPW_KV_TOP_P] = "top-p", [SPW_KV_ERROR] = "error", [SPW_KV_LAYER] = "layer", [SPW_KV_MODEL] = "model"};
-
 /* What is not given follows from what is. */
 static spw_kv_rule kv_rule(const options *o)
 {
-    size_t i = 0;
-    if (!o->kv_rule) return o->kv_error > 0 ? SPW_KV_ERROR : o->kv_threshold > 0 ? SPW_KV_THRESHOLD : spw_session_default_params().kv_rule;
-    while (i + 1 < sizeof rule_names / sizeof *rule_names && strcmp(rule_names[i], o->kv_rule) != 0) i++;
-    return (spw_kv_rule)i;
+    if (o->kv_rule) return (spw_kv_rule)rule_number(o->kv_rule); /* one of rule_choices */
+    return o->kv_error > 0 ? SPW_KV_ERROR : o->kv_threshold > 0 ? SPW_KV_THRESHOLD : spw_session_default_params().kv_rule;
 }
 
 const char *options_kv_rule(const options *o)
