@@ -11,7 +11,7 @@
 
 #define DEFAULT_POLICIES "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02"
 
-/* What may follow a name; one that is not listed takes [block:]budget[:rule=value or :flat, :layer or :model]. */
+/* What may follow a name; one that is not listed takes [block:]budget[:rule or :rule=value]. */
 static const struct {
     const char *name;
     const char *takes; /* "": nothing */
@@ -21,7 +21,7 @@ static const char *takes(const char *name)
 {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
         if (strcmp(forms[i].name, name) == 0) return forms[i].takes;
-    return "[block:]budget[:rule=value]";
+    return "[block:]budget[:rule or :rule=value]";
 }
 
 /* A number that is the whole of part and at least min. */
@@ -42,7 +42,7 @@ static bool parse_rule(policy_spec *s, char *part)
     return !value || (parse_number(value, 0, &s->limit) && s->limit > 0 && s->limit < 1);
 }
 
-/* [block:]budget[:rule=value or :flat, :layer or :model] */
+/* [block:]budget[:rule or :rule=value] */
 static bool parse_budget(policy_spec *s, char **part, size_t n)
 {
     double block = 0;

@@ -1,6 +1,6 @@
 /* eval_policies.h - the policies that eval compares: from --policies to the parameters of a session.
  *
- * A policy is written name[:block]:budget[:rule=value or :layer], or hgca:beta; a name alone stands for the defaults. */
+ * A policy is written name[:block]:budget[:rule or :rule=value], or hgca:beta; a name alone stands for the defaults. */
 #ifndef SPW_APP_EVAL_POLICIES_H
 #define SPW_APP_EVAL_POLICIES_H
 
