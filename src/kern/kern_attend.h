@@ -53,7 +53,7 @@ typedef struct kern_walk {
     uint32_t limit; /* positions that some query sees; none beyond is read */
     uint32_t ahead; /* positions from a row to the one that is asked for with it */
     const unsigned char *rows[KERN_SPAN + KERN_AHEAD + KERN_LANES]; /* the last ones: a register tile may ask beyond its rows */
-    const unsigned char *last[KERN_TILE]; /* rows of a tile that is not full */
+    const unsigned char *last[KERN_TILE + KERN_LANES]; /* rows of a tile that is not full */
 } kern_walk;
 
 /* Writes the addresses of the spans' rows to rows[n..end) as far as there are any; returns how many entries are then filled. */
@@ -96,7 +96,7 @@ static inline void kern_walk_next(kern_walk *w, kern_tile *t)
     *t = (kern_tile){.base = w->base, .n = n, .rows = w->rows + w->base, .next = w->rows + w->base + w->ahead};
     w->base += n;
     if (n == 0 || n == KERN_TILE) return;
-    for (uint32_t i = 0; i < KERN_TILE; i++) w->last[i] = t->rows[i < n ? i : n - 1];
+    for (uint32_t i = 0; i < KERN_TILE + KERN_LANES; i++) w->last[i] = t->rows[i < n ? i : n - 1];
     t->rows = w->last;
 }
 
