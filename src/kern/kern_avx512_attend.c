@@ -12,14 +12,15 @@ enum {
     FEW = 16,  /* queries up to which converting on every load is cheaper than a converted tile */
     LINE = 64, /* bytes of a cache line */
     NEAR = 12, /* rows from the arithmetic to one that is asked for into L1; 4 and 8 are a little worse, 16 as good */
-    BLOCKS_LEAST = KERN_BLOCK_ROWS, BLOCKS_MOST = 48, /* rows of a span, on average, between which rows are short blocks */
+    L1_SHARE = 16 << 10, /* bytes of a tile that stays in L1 beside all else */
+    SHORT_LEAST = KERN_BLOCK_ROWS, LONG_LEAST = 48, STREAM_LEAST = 192, /* rows of a span, on average, from which on rows are short blocks, long ones, a stream */
 };
 
 /* What a row holds, and the hint that it is asked for with: a hint is part of the instruction, so each has code of its own. */
 typedef enum row_form { ROWS_F32, ROWS_F16_T0, ROWS_F16_T1 } row_form;
 
-/* How rows lie, which decides what else is asked for: a stream the processor's own prefetcher follows, blocks end before it does, and of single rows nothing follows. */
-typedef enum row_order { ORDER_STREAM, ORDER_BLOCKS, ORDER_SINGLE } row_order;
+/* How rows lie, which decides what else is asked for: a stream the processor's own prefetcher follows, short blocks end before it does, and to single rows there is nothing to follow. */
+typedef enum row_order { ORDER_SINGLE, ORDER_SHORT, ORDER_LONG, ORDER_STREAM } row_order;
 
 /* How many of a tile's lines a group of queries asks for, in halves. */
 typedef enum ask_part { ASK_NONE, ASK_HALF, ASK_ALL } ask_part;
@@ -83,8 +84,10 @@ KERN_INLINE void add_slice(tile_step *st, const float *q, const unsigned char *c
     const size_t stride = st->a->q_stride;
     __m512 qv[KERN_GROUP];
     if (part != ASK_NONE) ask_lines(st, (n_t / 2 * (int)part + 1) / ASK_ALL, form);
-    if (asks_near(st, form, part) && order == ORDER_BLOCKS && 2 * d % LINE == 0)
+    if (asks_near(st, form, part) && order == ORDER_SHORT && 2 * d % LINE == 0)
         KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(st->near[i] + st->near_at + 2 * d), _MM_HINT_T0);
+    if (part == ASK_ALL && order == ORDER_LONG && 2 * d % LINE == 0 && KERN_TILE * st->row_bytes <= L1_SHARE)
+        KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i] + 2 * (st->a->dim + d)), _MM_HINT_T0);
     KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
     KERN_UNROLL for (int i = 0; i < n_t; i++) {
         __m512 k = load_row(rows[i], d, form);
@@ -122,7 +125,7 @@ KERN_INLINE void put_scores(const tile_step *st, uint32_t t, __m512 folded, cons
 /* Three or four queries.  The sums of four positions are folded between the slices of the next four: what a processor has in flight ends about where a fold does, so one in a
  * single piece keeps the products behind it waiting (7 to 8 % of the whole attention).  Not for short blocks: blocks of 16 take a tenth longer so, and are
  * no faster with both orders in one function. */
-KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part)
+KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part, const row_order order)
 {
     enum { N_T = 4 };
     const size_t dim = st->a->dim;
@@ -133,15 +136,15 @@ KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const in
         size_t d = 0;
         KERN_UNROLL for (int i = 0; i < KERN_LANES; i++) acc[i] = _mm512_setzero_ps();
         if (t) {
-            add_slice(st, q, rows, 0, acc, n_q, N_T, form, part, ORDER_STREAM);
+            add_slice(st, q, rows, 0, acc, n_q, N_T, form, part, order);
             avx512_fold_4(half);
-            if (dim > KERN_LANES) add_slice(st, q, rows, KERN_LANES, acc, n_q, N_T, form, part, ORDER_STREAM);
+            if (dim > KERN_LANES) add_slice(st, q, rows, KERN_LANES, acc, n_q, N_T, form, part, order);
             avx512_fold_2(half);
-            if (dim > 2 * KERN_LANES) add_slice(st, q, rows, 2 * KERN_LANES, acc, n_q, N_T, form, part, ORDER_STREAM);
+            if (dim > 2 * KERN_LANES) add_slice(st, q, rows, 2 * KERN_LANES, acc, n_q, N_T, form, part, order);
             put_scores(st, t - N_T, avx512_fold_1(half), n_q, N_T);
             d = 3 * KERN_LANES;
         }
-        for (; d < dim; d += KERN_LANES) add_slice(st, q, rows, d, acc, n_q, N_T, form, part, ORDER_STREAM);
+        for (; d < dim; d += KERN_LANES) add_slice(st, q, rows, d, acc, n_q, N_T, form, part, order);
         avx512_fold_8(acc);
         KERN_UNROLL for (int i = 0; i < 8; i++) half[i] = acc[i];
     }
@@ -156,8 +159,8 @@ KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q
 {
     const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
     const float *q = st->a->q + q0 * st->a->q_stride;
-    if (n_q > 2 && order != ORDER_BLOCKS) {
-        score_apart(st, q, n, n_q, form, part);
+    if (n_q > 2 && order != ORDER_SHORT) {
+        score_apart(st, q, n, n_q, form, part, order);
         return;
     }
     for (uint32_t t = 0; t < n; t += (uint32_t)n_t) {
@@ -217,7 +220,7 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
                              const row_form form, const ask_part part, const row_order order)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
-    const bool near = asks_near(st, form, part) && order == ORDER_BLOCKS && n_q > 2;
+    const bool near = asks_near(st, form, part) && order == ORDER_SHORT && n_q > 2;
     __m512 acc[KERN_GROUP][8];
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_loadu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES);
@@ -262,7 +265,7 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
     score_group(st, q0, most, n_q, form, part, order);
     for (int g = 0; g < n_q; g++) {
         if (!n[g]) continue;
-        if (asks_near(st, form, part) && order == ORDER_BLOCKS && n_q > 2) soften_and_ask(st, q0 + (size_t)g, s + g * KERN_TILE, n[g], 2 * (int)part, form);
+        if (asks_near(st, form, part) && order == ORDER_SHORT && n_q > 2) soften_and_ask(st, q0 + (size_t)g, s + g * KERN_TILE, n[g], 2 * (int)part, form);
         else soften(st, q0 + (size_t)g, s + g * KERN_TILE, n[g]);
     }
     if (least) value_group(st, s, o, 0, least, n_q, form, part, order);
@@ -310,14 +313,19 @@ static void attend_stream_t1(tile_step *st)
     attend_queries(*st, ROWS_F16_T1, ORDER_STREAM);
 }
 
-static void attend_blocks_t0(tile_step *st)
+static void attend_short_t0(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T0, ORDER_BLOCKS);
+    attend_queries(*st, ROWS_F16_T0, ORDER_SHORT);
 }
 
-static void attend_blocks_t1(tile_step *st)
+static void attend_long_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1, ORDER_BLOCKS);
+    attend_queries(*st, ROWS_F16_T1, ORDER_LONG);
+}
+
+static void attend_short_t1(tile_step *st)
+{
+    attend_queries(*st, ROWS_F16_T1, ORDER_SHORT);
 }
 
 static void attend_single_t1(tile_step *st)
@@ -332,9 +340,9 @@ static void attend_floats(tile_step *st)
 
 static void attend_halves(tile_step *st, kern_hint hint, row_order order)
 {
-    if (hint == KERN_HINT_T0) (order == ORDER_BLOCKS ? attend_blocks_t0 : attend_stream_t0)(st);
-    else if (order == ORDER_STREAM) attend_stream_t1(st);
-    else (order == ORDER_BLOCKS ? attend_blocks_t1 : attend_single_t1)(st);
+    static void (*const by_order[])(tile_step *) = {[ORDER_SINGLE] = attend_single_t1, [ORDER_SHORT] = attend_short_t1, [ORDER_LONG] = attend_long_t1, [ORDER_STREAM] = attend_stream_t1};
+    if (hint == KERN_HINT_T0) (order == ORDER_SHORT ? attend_short_t0 : attend_stream_t0)(st);
+    else by_order[order](st);
 }
 
 /* The tile's rows as floats; rows[] says where. */
@@ -358,6 +366,11 @@ static void finish(const kern_attend_args *a, const kern_attend_work *w)
     }
 }
 
+static row_order order_of(uint32_t n_rows, size_t n_spans)
+{
+    return n_rows < n_spans * SHORT_LEAST ? ORDER_SINGLE : n_rows < n_spans * LONG_LEAST ? ORDER_SHORT : n_rows < n_spans * STREAM_LEAST ? ORDER_LONG : ORDER_STREAM;
+}
+
 static void attend(const kern_attend_args *a)
 {
     kern_attend_work w = kern_attend_begin(a);
@@ -365,7 +378,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
-    const row_order order = walk.limit < a->n_spans * BLOCKS_LEAST ? ORDER_SINGLE : walk.limit < a->n_spans * BLOCKS_MOST ? ORDER_BLOCKS : ORDER_STREAM;
+    const row_order order = order_of(walk.limit, a->n_spans);
     if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};

@@ -26,6 +26,7 @@ measure_time measure_run(spw_pool *pool, size_t n_units, pool_fn *fn, void *ctx)
 typedef struct measure_sample {
     double rate, roof; /* in the record's unit */
     double raw;        /* of mere reading, GB/s; 0: none */
+    double cached;     /* of the kernel with its data in L2, GB/s; 0: none */
     double on_cpu;     /* as in measure_time, the least of all that was timed for this sample */
     bool clean;
 } measure_sample;
