@@ -126,6 +126,21 @@ static inline void kern_walk_touch(const kern_walk *w, const kern_attend_args *a
     kern_touch_pages(a->ahead, a->n_ahead, w->row_bytes, w->ahead);
 }
 
+/* How a call's rows lie, by the rows of a span on average, which decides what is asked for: a stream the processor's own prefetcher follows, short blocks end before it does, and to single rows there is nothing
+ * to follow. */
+typedef enum kern_order { KERN_ORDER_SINGLE, KERN_ORDER_SHORT, KERN_ORDER_LONG, KERN_ORDER_STREAM } kern_order;
+enum { KERN_LONG_ROWS = 48, KERN_STREAM_ROWS = 192 };
+
+static inline kern_order kern_walk_order(const kern_walk *w, size_t n_spans)
+{
+    if (w->limit < n_spans * KERN_BLOCK_ROWS) return KERN_ORDER_SINGLE;
+    return w->limit < n_spans * KERN_LONG_ROWS ? KERN_ORDER_SHORT : w->limit < n_spans * KERN_STREAM_ROWS ? KERN_ORDER_LONG : KERN_ORDER_STREAM;
+}
+
+/* Rows from the arithmetic to one that is asked for into L1, besides what the tuning asks for from afar into L2: a processor may drop the latter all for a while when it likes, and of the former what is more than some
+ * forty lines at a time.  4 and 8 are a little worse, 16 as good. */
+enum { KERN_NEAR = 12 };
+
 /* Positions of the tile that query i sees. */
 KERN_INLINE uint32_t kern_tile_valid(const kern_attend_args *a, const kern_tile *t, size_t i)
 {

@@ -34,6 +34,7 @@ typedef struct tile_step {
     const unsigned char *const *next; /* the row to ask for next, or NULL */
     const unsigned char *const *last; /* the last one to ask for in this tile */
     size_t row_bytes, asked;          /* bytes of the row at *next that have been asked for */
+    bool near;                        /* keys are asked for into L1 as well, by the first group of queries */
     unsigned every, turn;             /* groups of queries, each of which asks for its share: one time in so many; times until the next one */
 } tile_step;
 
@@ -89,6 +90,13 @@ KERN_INLINE void score_step(const tile_step *st, const float *q, const unsigned 
     }
 }
 
+/* The keys of rows that are scored a little later. */
+KERN_INLINE void ask_near(const tile_step *st, const unsigned char *const *rows, const int n_t)
+{
+    for (size_t at = 0; at < 2 * st->a->dim; at += LINE)
+        KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i + KERN_NEAR] + at), _MM_HINT_T0);
+}
+
 /* One half of the lanes, from element `first` (0 or 8) of every 16, of the dot products of n_q queries and n_t rows; asks for a line for every two that the
  * tile's keys have. */
 KERN_INLINE void score_half(tile_step *st, const float *q, const unsigned char *const *rows, size_t first, __m256 *acc, const int n_q,
@@ -97,6 +105,7 @@ KERN_INLINE void score_half(tile_step *st, const float *q, const unsigned char *
     const size_t dim = st->a->dim;
     for (size_t d = 0; d < dim && n_t < 4 && !first; d += 2 * KERN_LANES) ask_lines(st, n_t, form);
     if (n_t >= 4) ask_lines(st, n_t / 4, form);
+    if (form == ROWS_F16_T1 && !first && st->near) ask_near(st, rows, n_t);
     score_step(st, q, rows, first, acc, n_q, n_t, form, true);
     for (size_t d = first + KERN_LANES; d < dim; d += KERN_LANES) {
         if (n_t >= 4) ask_lines(st, n_t / 4, form);
@@ -243,6 +252,7 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
         most = n[g] > most ? n[g] : most;
     }
     score_group(st, q0, most, n_q, form);
+    st->near = false;
     soften(st->a, st->w, q0, n, n_q);
     if (least) value_group(st, s, o, 0, least, n_q, form);
     for (int g = 0; g < n_q; g++)
@@ -304,6 +314,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
+    const kern_order order = kern_walk_order(&walk, a->n_spans);
     if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
@@ -311,6 +322,7 @@ static void attend(const kern_attend_args *a)
             attend_floats(&st);
         } else if (a->n_q <= FEW) {
             st.next = hint == KERN_HINT_NONE ? NULL : t.next;
+            st.near = st.next && (order == KERN_ORDER_SHORT || (order > KERN_ORDER_SHORT && a->n_q <= 2)); /* more queries gain nothing, or lose, over what is a stream */
             if (hint == KERN_HINT_T0) attend_halves_t0(&st);
             else attend_halves_t1(&st);
         } else {

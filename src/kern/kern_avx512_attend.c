@@ -11,16 +11,11 @@
 enum {
     FEW = 16,  /* queries up to which converting on every load is cheaper than a converted tile */
     LINE = 64, /* bytes of a cache line */
-    NEAR = 12, /* rows from the arithmetic to one that is asked for into L1; 4 and 8 are a little worse, 16 as good */
     L1_SHARE = 16 << 10, /* bytes of a tile that stays in L1 beside all else */
-    SHORT_LEAST = KERN_BLOCK_ROWS, LONG_LEAST = 48, STREAM_LEAST = 192, /* rows of a span, on average, from which on rows are short blocks, long ones, a stream */
 };
 
 /* What a row holds, and the hint that it is asked for with: a hint is part of the instruction, so each has code of its own. */
 typedef enum row_form { ROWS_F32, ROWS_F16_T0, ROWS_F16_T1 } row_form;
-
-/* How rows lie, which decides what else is asked for: a stream the processor's own prefetcher follows, short blocks end before it does, and to single rows there is nothing to follow. */
-typedef enum row_order { ORDER_SINGLE, ORDER_SHORT, ORDER_LONG, ORDER_STREAM } row_order;
 
 /* How many of a tile's lines a group of queries asks for, in halves. */
 typedef enum ask_part { ASK_NONE, ASK_HALF, ASK_ALL } ask_part;
@@ -61,8 +56,7 @@ KERN_INLINE void ask_lines(tile_step *st, const int n, const row_form form)
     }
 }
 
-/* Rows that a processor's own prefetcher cannot follow are asked for twice: from afar into L2, which takes many at once but drops them all for a while when it likes, and from nearby into L1, which
- * drops what is more than some forty at a time. */
+/* Whether this group of queries may ask from nearby as well: where rows are asked for from afar into L2, and not yet nearer than that. */
 KERN_INLINE bool asks_near(const tile_step *st, const row_form form, const ask_part part)
 {
     return form == ROWS_F16_T1 && part != ASK_NONE && (part == ASK_ALL || st->leads);
@@ -71,22 +65,22 @@ KERN_INLINE bool asks_near(const tile_step *st, const row_form form, const ask_p
 /* The rows that follow position t in the order in which a tile of n positions is read: keys, then values. */
 KERN_INLINE void set_near(tile_step *st, uint32_t t, uint32_t n)
 {
-    bool keys = t + NEAR < n;
-    st->near = st->rows + (keys ? t + NEAR : t + NEAR - n);
+    bool keys = t + KERN_NEAR < n;
+    st->near = st->rows + (keys ? t + KERN_NEAR : t + KERN_NEAR - n);
     st->near_at = keys ? 0 : 2 * st->a->dim;
 }
 
 /* One slice of sixteen elements, from d on, of the lane sums of n_q queries and n_t rows, in acc[query * n_t + row]: all rows one after the other, so that slices of queries stay in
  * registers. */
 KERN_INLINE void add_slice(tile_step *st, const float *q, const unsigned char *const *rows, size_t d, __m512 *acc, const int n_q, const int n_t, const row_form form,
-                           const ask_part part, const row_order order)
+                           const ask_part part, const kern_order order)
 {
     const size_t stride = st->a->q_stride;
     __m512 qv[KERN_GROUP];
     if (part != ASK_NONE) ask_lines(st, (n_t / 2 * (int)part + 1) / ASK_ALL, form);
-    if (asks_near(st, form, part) && order == ORDER_SHORT && 2 * d % LINE == 0)
+    if (asks_near(st, form, part) && order == KERN_ORDER_SHORT && 2 * d % LINE == 0)
         KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(st->near[i] + st->near_at + 2 * d), _MM_HINT_T0);
-    if (part == ASK_ALL && order == ORDER_LONG && 2 * d % LINE == 0 && KERN_TILE * st->row_bytes <= L1_SHARE)
+    if (part == ASK_ALL && order == KERN_ORDER_LONG && 2 * d % LINE == 0 && KERN_TILE * st->row_bytes <= L1_SHARE)
         KERN_UNROLL for (int i = 0; i < n_t; i++) _mm_prefetch((const void *)(rows[i] + 2 * (st->a->dim + d)), _MM_HINT_T0);
     KERN_UNROLL for (int g = 0; g < n_q; g++) qv[g] = _mm512_loadu_ps(q + (size_t)g * stride + d);
     KERN_UNROLL for (int i = 0; i < n_t; i++) {
@@ -98,15 +92,15 @@ KERN_INLINE void add_slice(tile_step *st, const float *q, const unsigned char *c
 /* The same sums row by row: with one or two queries memory is the limit, and it is fastest read in its own order.  So the values of a row are asked for
  * as well, but for single rows, where that costs more than it gains.  Scores take longer than values here, so they ask for more lines than they use (one query: three of four). */
 KERN_INLINE void dots_by_row(tile_step *st, const float *q, const unsigned char *const *rows, __m512 *acc, const int n_q, const int n_t,
-                             const row_form form, const ask_part part, const row_order order)
+                             const row_form form, const ask_part part, const kern_order order)
 {
     const size_t dim = st->a->dim, stride = st->a->q_stride;
     KERN_UNROLL for (int i = 0; i < n_t; i++) {
         for (size_t d = 0; d < dim; d += KERN_LANES) {
             if (2 * d % LINE == 0 && (part == ASK_ALL || (part == ASK_HALF && 2 * d % (2 * LINE) == 0)))
                 ask_lines(st, n_q == 1 && 2 * d % (2 * LINE) == 0 ? 2 : 1, form);
-            if (2 * d % LINE == 0 && asks_near(st, form, part)) _mm_prefetch((const void *)(rows[i + NEAR] + 2 * d), _MM_HINT_T0);
-            if (2 * d % LINE == 0 && asks_near(st, form, part) && order != ORDER_SINGLE) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
+            if (2 * d % LINE == 0 && asks_near(st, form, part)) _mm_prefetch((const void *)(rows[i + KERN_NEAR] + 2 * d), _MM_HINT_T0);
+            if (2 * d % LINE == 0 && asks_near(st, form, part) && order != KERN_ORDER_SINGLE) _mm_prefetch((const void *)(rows[i] + 2 * (dim + d)), _MM_HINT_T0);
             __m512 k = load_row(rows[i], d, form);
             KERN_UNROLL for (int g = 0; g < n_q; g++) acc[g * n_t + i] = _mm512_fmadd_ps(_mm512_loadu_ps(q + (size_t)g * stride + d), k, acc[g * n_t + i]);
         }
@@ -125,7 +119,7 @@ KERN_INLINE void put_scores(const tile_step *st, uint32_t t, __m512 folded, cons
 /* Three or four queries.  The sums of four positions are folded between the slices of the next four: what a processor has in flight ends about where a fold does, so one in a
  * single piece keeps the products behind it waiting (7 to 8 % of the whole attention).  Not for short blocks: blocks of 16 take a tenth longer so, and are
  * no faster with both orders in one function. */
-KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part, const row_order order)
+KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const int n_q, const row_form form, const ask_part part, const kern_order order)
 {
     enum { N_T = 4 };
     const size_t dim = st->a->dim;
@@ -155,11 +149,11 @@ KERN_INLINE void score_apart(tile_step *st, const float *q, uint32_t n, const in
 }
 
 /* Scores of n_q queries from q0 on with the first n positions, at least; KERN_TILE scores a query in w->s. */
-KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part, const row_order order)
+KERN_INLINE void score_group(tile_step *st, size_t q0, uint32_t n, const int n_q, const row_form form, const ask_part part, const kern_order order)
 {
     const int n_t = n_q == 3 ? 4 : KERN_LANES / n_q;
     const float *q = st->a->q + q0 * st->a->q_stride;
-    if (n_q > 2 && order != ORDER_SHORT) {
+    if (n_q > 2 && order != KERN_ORDER_SHORT) {
         score_apart(st, q, n, n_q, form, part, order);
         return;
     }
@@ -211,16 +205,16 @@ static void soften(tile_step *st, size_t i, float *s, uint32_t n)
 KERN_INLINE const unsigned char *near_value(const tile_step *st, uint32_t t, uint32_t n, size_t d, const int n_v)
 {
     size_t dim = st->a->dim, next = d + (size_t)n_v * KERN_LANES;
-    if (t + NEAR < n) return st->rows[t + NEAR] + 2 * (dim + d);
-    return next < dim ? st->rows[t + NEAR - n] + 2 * (dim + next) : st->rows[t + NEAR];
+    if (t + KERN_NEAR < n) return st->rows[t + KERN_NEAR] + 2 * (dim + d);
+    return next < dim ? st->rows[t + KERN_NEAR - n] + 2 * (dim + next) : st->rows[t + KERN_NEAR];
 }
 
 /* o += p V for n_q queries and n_v vectors of elements from d on, positions [from, to). */
 KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, uint32_t from, uint32_t to, const int n_q, const int n_v,
-                             const row_form form, const ask_part part, const row_order order)
+                             const row_form form, const ask_part part, const kern_order order)
 {
     const size_t stride = st->a->o_stride, dim = st->a->dim;
-    const bool near = asks_near(st, form, part) && order == ORDER_SHORT && n_q > 2;
+    const bool near = asks_near(st, form, part) && order == KERN_ORDER_SHORT && n_q > 2;
     __m512 acc[KERN_GROUP][8];
     KERN_UNROLL for (int g = 0; g < n_q; g++)
         KERN_UNROLL for (int v = 0; v < n_v; v++) acc[g][v] = _mm512_loadu_ps(o + (size_t)g * stride + d + (size_t)v * KERN_LANES);
@@ -242,7 +236,7 @@ KERN_INLINE void value_block(tile_step *st, const float *p, float *o, size_t d, 
 }
 
 KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t from, uint32_t to, const int n_q, const row_form form, const ask_part part,
-                             const row_order order)
+                             const kern_order order)
 {
     size_t d = 0, dim = st->a->dim;
     for (; d + 8 * KERN_LANES <= dim && n_q == 1; d += 8 * KERN_LANES) value_block(st, p, o, d, from, to, n_q, 8, form, part, order);
@@ -252,7 +246,7 @@ KERN_INLINE void value_group(tile_step *st, const float *p, float *o, uint32_t f
 }
 
 /* The tile's part of n_q <= KERN_GROUP queries from q0 on: what all of them see together, then each one's rest. */
-KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form, const ask_part part, const row_order order)
+KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row_form form, const ask_part part, const kern_order order)
 {
     uint32_t n[KERN_GROUP], least = KERN_TILE, most = 0;
     float *s = st->w->s, *o = st->a->o + q0 * st->a->o_stride;
@@ -265,7 +259,7 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
     score_group(st, q0, most, n_q, form, part, order);
     for (int g = 0; g < n_q; g++) {
         if (!n[g]) continue;
-        if (asks_near(st, form, part) && order == ORDER_SHORT && n_q > 2) soften_and_ask(st, q0 + (size_t)g, s + g * KERN_TILE, n[g], 2 * (int)part, form);
+        if (asks_near(st, form, part) && order == KERN_ORDER_SHORT && n_q > 2) soften_and_ask(st, q0 + (size_t)g, s + g * KERN_TILE, n[g], 2 * (int)part, form);
         else soften(st, q0 + (size_t)g, s + g * KERN_TILE, n[g]);
     }
     if (least) value_group(st, s, o, 0, least, n_q, form, part, order);
@@ -274,7 +268,7 @@ KERN_INLINE void attend_group(tile_step *st, size_t q0, const int n_q, const row
 }
 
 /* One group asks for all lines of the tile; where the second group is about as long, each asks for half of them, evenly over the whole time. */
-KERN_INLINE void attend_queries(tile_step st, const row_form form, const row_order order)
+KERN_INLINE void attend_queries(tile_step st, const row_form form, const kern_order order)
 {
     size_t q = 0, n_q = st.a->n_q;
     bool asks = form != ROWS_F32 && st.next;
@@ -305,43 +299,43 @@ KERN_INLINE void attend_queries(tile_step st, const row_form form, const row_ord
 
 static void attend_stream_t0(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T0, ORDER_STREAM);
+    attend_queries(*st, ROWS_F16_T0, KERN_ORDER_STREAM);
 }
 
 static void attend_stream_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1, ORDER_STREAM);
+    attend_queries(*st, ROWS_F16_T1, KERN_ORDER_STREAM);
 }
 
 static void attend_short_t0(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T0, ORDER_SHORT);
+    attend_queries(*st, ROWS_F16_T0, KERN_ORDER_SHORT);
 }
 
 static void attend_long_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1, ORDER_LONG);
+    attend_queries(*st, ROWS_F16_T1, KERN_ORDER_LONG);
 }
 
 static void attend_short_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1, ORDER_SHORT);
+    attend_queries(*st, ROWS_F16_T1, KERN_ORDER_SHORT);
 }
 
 static void attend_single_t1(tile_step *st)
 {
-    attend_queries(*st, ROWS_F16_T1, ORDER_SINGLE);
+    attend_queries(*st, ROWS_F16_T1, KERN_ORDER_SINGLE);
 }
 
 static void attend_floats(tile_step *st)
 {
-    attend_queries(*st, ROWS_F32, ORDER_STREAM);
+    attend_queries(*st, ROWS_F32, KERN_ORDER_STREAM);
 }
 
-static void attend_halves(tile_step *st, kern_hint hint, row_order order)
+static void attend_halves(tile_step *st, kern_hint hint, kern_order order)
 {
-    static void (*const by_order[])(tile_step *) = {[ORDER_SINGLE] = attend_single_t1, [ORDER_SHORT] = attend_short_t1, [ORDER_LONG] = attend_long_t1, [ORDER_STREAM] = attend_stream_t1};
-    if (hint == KERN_HINT_T0) (order == ORDER_SHORT ? attend_short_t0 : attend_stream_t0)(st);
+    static void (*const by_order[])(tile_step *) = {[KERN_ORDER_SINGLE] = attend_single_t1, [KERN_ORDER_SHORT] = attend_short_t1, [KERN_ORDER_LONG] = attend_long_t1, [KERN_ORDER_STREAM] = attend_stream_t1};
+    if (hint == KERN_HINT_T0) (order == KERN_ORDER_SHORT ? attend_short_t0 : attend_stream_t0)(st);
     else by_order[order](st);
 }
 
@@ -366,11 +360,6 @@ static void finish(const kern_attend_args *a, const kern_attend_work *w)
     }
 }
 
-static row_order order_of(uint32_t n_rows, size_t n_spans)
-{
-    return n_rows < n_spans * SHORT_LEAST ? ORDER_SINGLE : n_rows < n_spans * LONG_LEAST ? ORDER_SHORT : n_rows < n_spans * STREAM_LEAST ? ORDER_LONG : ORDER_STREAM;
-}
-
 static void attend(const kern_attend_args *a)
 {
     kern_attend_work w = kern_attend_begin(a);
@@ -378,7 +367,7 @@ static void attend(const kern_attend_args *a)
     kern_walk walk = kern_walk_begin(a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
-    const row_order order = order_of(walk.limit, a->n_spans);
+    const kern_order order = kern_walk_order(&walk, a->n_spans);
     if (!a->f32 && a->n_q <= FEW && hint != KERN_HINT_NONE) kern_walk_touch(&walk, a);
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         tile_step st = {.a = a, .w = &w, .t = &t, .rows = t.rows, .last = t.next + t.n - 1, .row_bytes = walk.row_bytes};
