@@ -93,8 +93,9 @@ SRC_INC := -Iinclude $(FOLDERS:%=-Isrc/%)
 COMPILE = $(CC) $(BASE_CPPFLAGS) $(CPPFLAGS) $(BASE_CFLAGS) $(CFLAGS)
 LINK = $(CC) -pthread $(CFLAGS) $(LDFLAGS)
 
-# Kernels are loops worth -O3, unless the user asked for code that can be debugged.
-KERN_OPT := $(if $(filter -O0 -O1 -Og,$(CFLAGS)),,-O3)
+# Kernels are loops worth -O3, unless the user asked for code that can be debugged; and each begins on a cache line of its own: where else it happens to lie
+# costs up to a sixth of its speed.
+KERN_OPT := $(if $(filter -O0 -O1 -Og,$(CFLAGS)),,-O3 -falign-functions=64)
 $(BUILD)/src/kern/kern_avx2_%.o: FILE_FLAGS = $(KERN_OPT) -mavx2 -mfma -mf16c
 $(BUILD)/src/kern/kern_avx512_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512
 $(BUILD)/src/kern/kern_avx512vnni_%.o: FILE_FLAGS = $(KERN_OPT) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
