@@ -44,8 +44,8 @@ typedef struct spw_bench_record {
     double rate;
     /* Each 0 where it does not apply. */
     double raw_gbps;    /* merely reading the same addresses in the same order */
-    double l2_gbps;     /* the kernel with its data in L2 */
-    double l2_peak;     /* the share of the arithmetic peak that l2_gbps is */
+    double l2_gbps;     /* the kernel with its data in L2, measured with every sample like raw_gbps */
+    double l2_peak;     /* the share of the arithmetic peak that it reaches there at best */
     double roof;        /* in the unit of rate */
     double share;       /* of the roof */
     double us;          /* fork_join, top_k, choose: microseconds */

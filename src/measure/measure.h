@@ -40,7 +40,7 @@ typedef struct measure_series {
 void measure_series_begin(measure_series *s, int wanted, double seconds);
 bool measure_series_goes_on(const measure_series *s);
 void measure_series_add(measure_series *s, measure_sample sample);
-/* Rate, roof, raw_gbps, share and counts of the record, from the sample whose share of its roof is the median: of the clean ones, and where there are none of
+/* Rate, roof, raw_gbps, l2_gbps, share and counts of the record, from the sample whose share of its roof is the median: of the clean ones, and where there are none of
  * those that were off their cores least.  Reorders the series, which has at least one sample. */
 void measure_series_record(measure_series *s, spw_bench_record *r);
 

@@ -92,13 +92,20 @@ static double pass(score_job *j, pool_fn *fn, double *on_cpu)
     return (double)n * UNIT_BYTES / t.seconds * 1e-9;
 }
 
+/* The scores of digests in L2, by running time; GB/s. */
+static double cached_pass(score_job *j)
+{
+    size_t threads = (size_t)pool_n_threads(j->b->pool), n = 2 * threads;
+    measure_time t = measure_run(j->b->pool, n, cached_unit, j);
+    return (double)(n * UNIT_BYTES * threads) / t.cpu_seconds * 1e-9;
+}
+
+/* The best of some short runs, as for the peak it is compared with. */
 static double cached_rate(score_job *j)
 {
     double best = 0;
-    size_t threads = (size_t)pool_n_threads(j->b->pool), n = 2 * threads;
     for (int i = 0; i < 11; i++) {
-        measure_time t = measure_run(j->b->pool, n, cached_unit, j);
-        double rate = (double)(n * UNIT_BYTES * threads) / t.cpu_seconds * 1e-9;
+        double rate = cached_pass(j);
         if (rate > best) best = rate;
     }
     return best;
@@ -115,8 +122,10 @@ static void sample_scores(score_job *j, spw_bench_record *r)
         bool before = measure_bracket(b, NULL, &on_cpu);
         p.raw = pass(j, read_unit, &p.on_cpu);
         p.rate = pass(j, score_unit, &p.on_cpu);
+        cached_pass(j); /* brings the digests there */
+        p.cached = cached_pass(j);
         p.clean = measure_bracket(b, NULL, &on_cpu) && before && p.on_cpu >= MEASURE_ON_CPU;
-        p.roof = p.raw < r->l2_gbps ? p.raw : r->l2_gbps;
+        p.roof = p.raw < p.cached ? p.raw : p.cached;
         measure_series_add(&series, p);
     }
     measure_series_record(&series, r);
