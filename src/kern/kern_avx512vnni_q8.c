@@ -14,6 +14,7 @@
 enum {
     FEW_ROWS = 4, /* rows of one scale up to which the tree is cheaper */
     FEW = 1,      /* queries, likewise */
+    LINE = 64,    /* bytes of a cache line */
 };
 
 /* One tile for one block of queries. */
@@ -92,6 +93,14 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tr
     }
 }
 
+/* Of n rows from t on, the line with byte `at`, into L1 (kern_attend.h says why). */
+KERN_INLINE void ask_near(const tile_step *st, const q8_ask *ask, uint32_t t, size_t at, const int n, const kern_hint hint)
+{
+    const unsigned char *const *rows = st->t->rows + (t < KERN_TILE ? t : KERN_TILE);
+    if (hint == KERN_HINT_T0 || !ask->near) return;
+    KERN_UNROLL for (int i = 0; i < n; i++) _mm_prefetch((const void *)(rows[i] + at), _MM_HINT_T0);
+}
+
 /* ---- scores ---------------------------------------------------------------------------------------------------------- */
 
 /* avx512_fold16 for integers. */
@@ -125,6 +134,7 @@ KERN_INLINE void tree_group(const tile_step *st, q8_ask *ask, size_t i, uint32_t
         __m512i acc[KERN_LANES];
         const unsigned char *row[KERN_LANES];
         KERN_UNROLL for (int k = 0; k < KERN_LANES; k++) acc[k] = _mm512_setzero_si512();
+        for (size_t d = 0; d < dim; d += LINE) ask_near(st, ask, t + KERN_NEAR, d, n_t, hint);
         KERN_UNROLL for (int k = 0; k < n_t; k++) row[k] = st->t->rows[t + (uint32_t)k < to ? t + (uint32_t)k : to - 1];
         for (size_t d = 0; d < dim; d += 32) {
             __m512i qv[KERN_GROUP];
@@ -179,6 +189,7 @@ KERN_INLINE void lanes_group(const tile_step *st, q8_ask *ask, size_t i, uint32_
     for (size_t d = 0; d < st->a->dim; d += 16) {
         __m512i k[4];
         load_anew(row);
+        if (d % LINE == 0) ask_near(st, ask, first + KERN_LANES, d, KERN_LANES, hint);
         quads_of_rows(row, d, k);
         q8_ask_lines(ask, 4, hint);
         KERN_UNROLL for (int e = 0; e < 4; e++) {
@@ -298,6 +309,7 @@ KERN_INLINE void value_half(const tile_step *st, q8_ask *ask, const tile_weights
     for (uint32_t t = 0; t < n; t += 4) {
         __m512i v[2];
         q8_ask_lines(ask, 2, hint);
+        if (!upper) ask_near(st, ask, t + KERN_NEAR, st->a->dim + d, 4, hint);
         interleave(st, t, d, some, upper, v);
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
             __m512i h = _mm512_set1_epi32(p->hi[g][t / 4]), l = _mm512_set1_epi32(p->lo[g][t / 4]);
@@ -405,12 +417,15 @@ static void attend_q8(const kern_attend_args *a)
     kern_tile t;
     q8_work_begin(&w, a);
     q8_walk_begin(&walk, a);
+    const bool near = hint == KERN_HINT_T1 && a->n_q <= KERN_GROUP && kern_walk_order(&walk.rows, a->n_spans) == KERN_ORDER_SHORT; /* more queries lose 4 %, a stream gains nothing */
+    if (near) kern_walk_touch(&walk.rows, a);
     for (size_t q0 = 0; q0 < a->n_q; q0 += Q8_BLOCK) {
         size_t n = kern_min_size(Q8_BLOCK, a->n_q - q0);
         walk.rows.base = walk.run = 0;
         for (kern_walk_next(&walk.rows, &t); t.n; kern_walk_next(&walk.rows, &t)) {
             tile_step st = {.a = a, .w = &w, .walk = &walk, .t = &t, .q0 = q0};
             q8_ask ask = q8_ask_begin(&walk, &t, hint != KERN_HINT_NONE && q0 == 0);
+            ask.near = near;
             if (hint == KERN_HINT_T0) attend_tile_t0(&st, ask, n);
             else attend_tile_t1(&st, ask, n);
         }

@@ -108,6 +108,7 @@ typedef struct q8_ask {
     const unsigned char *at, *end; /* within the row at *next; at == NULL: nothing is asked for */
     const unsigned char *const *next, *const *last;
     size_t row_bytes;
+    bool near; /* rows are asked for from nearby as well, by kernels that do so */
 } q8_ask;
 
 static inline q8_ask q8_ask_begin(const q8_walk *w, const kern_tile *t, bool ask)
