@@ -417,8 +417,9 @@ static void attend_q8(const kern_attend_args *a)
     kern_tile t;
     q8_work_begin(&w, a);
     q8_walk_begin(&walk, a);
-    const bool near = hint == KERN_HINT_T1 && a->n_q <= KERN_GROUP && kern_walk_order(&walk.rows, a->n_spans) == KERN_ORDER_SHORT; /* more queries lose 4 %, a stream gains nothing */
-    if (near) kern_walk_touch(&walk.rows, a);
+    const kern_order order = kern_walk_order(&walk.rows, a->n_spans);
+    const bool near = hint == KERN_HINT_T1 && a->n_q <= (order == KERN_ORDER_SINGLE ? 0 : order == KERN_ORDER_SHORT ? KERN_GROUP : 1); /* where more queries gain nothing, or lose 4 % */
+    if (near && order == KERN_ORDER_SHORT) kern_walk_touch(&walk.rows, a);
     for (size_t q0 = 0; q0 < a->n_q; q0 += Q8_BLOCK) {
         size_t n = kern_min_size(Q8_BLOCK, a->n_q - q0);
         walk.rows.base = walk.run = 0;
