@@ -137,8 +137,8 @@ static inline kern_order kern_walk_order(const kern_walk *w, size_t n_spans)
     return w->limit < n_spans * KERN_LONG_ROWS ? KERN_ORDER_SHORT : w->limit < n_spans * KERN_STREAM_ROWS ? KERN_ORDER_LONG : KERN_ORDER_STREAM;
 }
 
-/* Rows from the arithmetic to one that is asked for into L1, besides what the tuning asks for from afar into L2: a processor may drop the latter all for a while when it likes, and of the former what is more than some
- * forty lines at a time.  4 and 8 are a little worse, 16 as good. */
+/* Rows from the arithmetic to one that is asked for into L1, besides what the tuning asks for from afar into L2: a processor may leave the latter out as long as little of what they brought was used, and of the former what is more than
+ * some forty lines at a time.  4 and 8 are a little worse, 16 as good. */
 enum { KERN_NEAR = 12 };
 
 /* Positions of the tile that query i sees. */
