@@ -169,7 +169,7 @@ uint64_t kv_border(const kv_seq *s, uint64_t pos)
 }
 
 /* Where a page keeps the row of a position. */
-static void *page_row(const kv_seq *s, uint32_t arena, uint64_t pos)
+static inline void *page_row(const kv_seq *s, uint32_t arena, uint64_t pos)
 {
     const kv_store *st = s->store;
     return kv_page_rows(st, s->pages[pos / KV_PAGE_ROWS], arena) + pos % KV_PAGE_ROWS * st->row_bytes;
@@ -228,6 +228,10 @@ size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, 
         SPW_ASSERT(first % KV_PAGE_ROWS + n <= KV_PAGE_ROWS);
         spans[0] = (kern_span){.rows = kv_row(s, layer, head, first), .n = n};
         SPW_ASSERT(spans[0].rows);
+        return 1;
+    }
+    if (first % KV_PAGE_ROWS + n <= KV_PAGE_ROWS) { /* most by far are a single position */
+        spans[0] = (kern_span){.rows = page_row(s, s->store->first_arena[layer] + head, first), .n = n};
         return 1;
     }
     while (n) {

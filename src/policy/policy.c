@@ -242,6 +242,19 @@ spw_status policy_choice_set(policy_choice *c, uint32_t q_first, uint32_t n_q, s
     return SPW_OK;
 }
 
+/* For n more ranges. */
+static spw_status make_room(policy_choice *c, size_t n, spw_err *err)
+{
+    size_t cap = c->cap ? c->cap : 16;
+    while (cap - c->n < n) cap *= 2;
+    if (cap == c->cap) return SPW_OK;
+    policy_range *r = mem_realloc(c->ranges, c->n * sizeof *r, cap * sizeof *r);
+    if (!r) return spw_fail(err, SPW_E_NOMEM, "KV policy: out of memory for %zu ranges", cap);
+    c->ranges = r;
+    c->cap = cap;
+    return SPW_OK;
+}
+
 spw_status policy_choice_add(policy_choice *c, uint64_t first, uint64_t n, spw_err *err)
 {
     if (!n) return SPW_OK;
@@ -254,15 +267,28 @@ spw_status policy_choice_add(policy_choice *c, uint64_t first, uint64_t n, spw_e
             return SPW_OK;
         }
     }
-    if (c->n == c->cap) {
-        size_t cap = c->cap ? 2 * c->cap : 16;
-        policy_range *r = mem_realloc(c->ranges, c->n * sizeof *r, cap * sizeof *r);
-        if (!r) return spw_fail(err, SPW_E_NOMEM, "KV policy: out of memory for %zu ranges", cap);
-        c->ranges = r;
-        c->cap = cap;
-    }
+    spw_status s = make_room(c, 1, err);
+    if (s) return s;
     c->ranges[c->n++] = (policy_range){first, n};
     set->n_ranges++;
+    return SPW_OK;
+}
+
+spw_status policy_choice_add_each(policy_choice *c, uint64_t base, const uint32_t *ids, const uint32_t *which, size_t n, spw_err *err)
+{
+    spw_status s = n ? policy_choice_add(c, base + ids[which[0]], 1, err) : SPW_OK;
+    if (!s) s = make_room(c, n, err);
+    if (s || !n) return s;
+    policy_range *last = &c->ranges[c->n - 1];
+    for (size_t i = 1; i < n; i++) {
+        uint64_t at = base + ids[which[i]];
+        SPW_ASSERT(at >= last->first + last->n);
+        if (at == last->first + last->n) last->n++;
+        else *++last = (policy_range){at, 1};
+    }
+    size_t added = (size_t)(last - c->ranges) + 1 - c->n;
+    c->n += added;
+    c->sets[c->n_sets - 1].n_ranges += added;
     return SPW_OK;
 }
 

@@ -304,36 +304,23 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
 
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
-/* votes[i] = the sum over the heads of weight * mass, of n positions; whole steps of WIDTH are written. */
-static void add_shares(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
+/* votes[i] = the sum over the heads of weight * mass, or of the squares of these, of n positions; whole steps of WIDTH are written. */
+static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, bool squares, float *restrict votes)
 {
-    for (size_t i = 0; i < n; i += WIDTH) {
-        float sum[WIDTH] = {0};
-        for (uint32_t g = 0; g < n_q; g++) {
-            const float *m = masses + g * room + i;
-            for (size_t j = 0; j < WIDTH; j++) sum[j] += weight[g] * m[j];
-        }
-        memcpy(votes + i, sum, sizeof sum);
-    }
-}
-
-/* The same of squares. */
-static void add_squares(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *votes)
-{
-    for (size_t i = 0; i < n; i += WIDTH) {
-        float sum[WIDTH] = {0};
-        for (uint32_t g = 0; g < n_q; g++) {
-            const float *m = masses + g * room + i;
-            for (size_t j = 0; j < WIDTH; j++) sum[j] += weight[g] * m[j] * (weight[g] * m[j]);
-        }
-        memcpy(votes + i, sum, sizeof sum);
+    size_t end = (n + WIDTH - 1) / WIDTH * WIDTH;
+    for (uint32_t g = 0; g < n_q; g++) {
+        const float *m = masses + g * room, w = weight[g];
+        if (!g) memset(votes, 0, end * sizeof *votes);
+        if (squares)
+            for (size_t i = 0; i < end; i++) votes[i] += w * m[i] * (w * m[i]);
+        else
+            for (size_t i = 0; i < end; i++) votes[i] += w * m[i];
     }
 }
 
 /* Makes the parts' candidates adjacent, and their votes; returns how many. */
 static size_t join_parts(adaptive *a, const policy_params *p, const policy_query *q, const policy_choice *c)
 {
-    void (*weigh)(const float *, size_t, size_t, uint32_t, const float *, float *) = is_spread(p) ? add_squares : add_shares;
     float weight[KERN_MAX_G];
     size_t n = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) {
@@ -347,7 +334,7 @@ static size_t join_parts(adaptive *a, const policy_params *p, const policy_query
         a->ends[g] = expf(c->base_lse[g] - norm_of(a, c)[g]);
         weight[g] = 1 / (a->middle[g] + a->ends[g]);
     }
-    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * a->room, a->room, a->parts[i].n, q->n_q, weight, a->votes + a->parts[i].at);
+    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * a->room, a->room, a->parts[i].n, q->n_q, weight, is_spread(p), a->votes + a->parts[i].at);
     return n;
 }
 
@@ -533,14 +520,8 @@ static void adaptive_agree(void *state, const policy_params *p, const policy_que
 
 static spw_status add_positions(const adaptive *a, policy_choice *c, size_t k, spw_err *err)
 {
-    spw_status s = SPW_OK;
-    for (size_t i = 0, n; i < k && !s; i += n) {
-        uint32_t first = a->ids[a->chosen[i]];
-        for (n = 1; i + n < k && a->ids[a->chosen[i + n]] == first + n;) n++;
-        s = policy_choice_add(c, a->base + first, n, err);
-    }
     c->middle_rows += k;
-    return s;
+    return policy_choice_add_each(c, a->base, a->ids, a->chosen, k, err);
 }
 
 static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_err *err)
