@@ -40,40 +40,43 @@ KERN_INLINE __m512 within_floats(__m512 x)
 
 /* ---- queries as integers --------------------------------------------------------------------------------------------- */
 
-/* One query for rows of one k_scale, as 16 bits; returns their sum in lanes. */
-KERN_INLINE __m512i query_words(const tile_step *st, size_t i, const float *k_scale, float inverse, int16_t *words)
+/* Sixteen elements from d on of query i, scaled for rows of one k_scale, as integers. */
+KERN_INLINE __m512i query_slice(const tile_step *st, size_t i, const float *k_scale, float inverse, size_t d)
 {
     const float *q = st->a->q + (st->q0 + i) * st->a->q_stride;
-    __m512i sum = _mm512_setzero_si512();
-    for (size_t d = 0; d < st->w->q_stride; d += KERN_LANES) {
-        __m512i v = _mm512_setzero_si512();
-        if (d < st->a->dim) {
-            __m512 x = within_floats(_mm512_mul_ps(_mm512_loadu_ps(q + d), _mm512_loadu_ps(k_scale + d)));
-            v = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
-        }
-        sum = _mm512_add_epi32(sum, v);
-        _mm256_store_si256((__m256i *)(void *)(words + d), _mm512_cvtepi32_epi16(v));
-    }
-    return sum;
+    if (d >= st->a->dim) return _mm512_setzero_si512();
+    __m512 x = within_floats(_mm512_mul_ps(_mm512_loadu_ps(q + d), _mm512_loadu_ps(k_scale + d)));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
 }
 
-/* Query i of the block, whose words are there, as two signed bytes each. */
-KERN_INLINE void query_quads(const tile_step *st, size_t i, const int16_t *words)
+/* One query as 16 bits. */
+KERN_INLINE void query_words(const tile_step *st, size_t i, const float *k_scale, float inverse)
 {
+    int16_t *words = st->w->q + i * st->w->q_stride;
+    for (size_t d = 0; d < st->w->q_stride; d += KERN_LANES)
+        _mm256_store_si256((__m256i *)(void *)(words + d), _mm512_cvtepi32_epi16(query_slice(st, i, k_scale, inverse, d)));
+}
+
+/* One query as two signed bytes each; returns the sum of its integers in lanes. */
+KERN_INLINE __m512i query_quads(const tile_step *st, size_t i, const float *k_scale, float inverse)
+{
+    __m512i sum = _mm512_setzero_si512();
     for (size_t d = 0; d < st->w->q_stride; d += KERN_LANES) {
-        __m512i v = _mm512_cvtepi16_epi32(_mm256_load_si256((const __m256i *)(const void *)(words + d)));
+        __m512i v = query_slice(st, i, k_scale, inverse, d);
+        sum = _mm512_add_epi32(sum, v);
         __m128i lo = _mm512_cvtepi32_epi8(v), hi = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8));
         __m128d first = _mm_castsi128_pd(_mm_unpacklo_epi32(hi, lo)), second = _mm_castsi128_pd(_mm_unpackhi_epi32(hi, lo));
         double *quads = (double *)(void *)q8_work_quads(st->w, i, d);
         _mm_storel_pd(quads, first), _mm_storeh_pd(quads + KERN_GROUP, first);
         _mm_storel_pd(quads + 2 * KERN_GROUP, second), _mm_storeh_pd(quads + 3 * KERN_GROUP, second);
     }
+    return sum;
 }
 
 /* The n queries of the block for rows of one k_scale; tree: as these want them. */
 static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tree)
 {
-    const size_t dim = st->a->dim, stride = st->w->q_stride;
+    const size_t dim = st->a->dim;
     float inverse[Q8_BLOCK];
     for (size_t i = 0; i < n; i++) {
         const float *q = st->a->q + (st->q0 + i) * st->a->q_stride;
@@ -85,11 +88,8 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tr
         st->w->step[i] = largest >= KERN_Q8_LEAST ? largest / KERN_Q8_MOST : 0;
     }
     for (size_t i = 0; i < n; i++) {
-        int16_t *words = st->w->q + i * stride;
-        __m512i sum = query_words(st, i, k_scale, inverse[i], words);
-        if (tree) continue;
-        query_quads(st, i, words);
-        st->w->bias[i] = -128 * _mm512_reduce_add_epi32(sum);
+        if (tree) query_words(st, i, k_scale, inverse[i]);
+        else st->w->bias[i] = -128 * _mm512_reduce_add_epi32(query_quads(st, i, k_scale, inverse[i]));
     }
 }
 
