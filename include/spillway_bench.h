@@ -35,7 +35,7 @@ spw_status spw_bench_machine(spw_machine *out, int n_threads, spw_err *err);
 
 typedef struct spw_bench_record {
     const char *kernel; /* attn_decode, attn_prefill, attn_peaked, digest_score, top_k, index_scan, choose, matvec, matmul, fork_join */
-    const char *type;   /* f16, q8 (rows of the KV store), 1 bit, 2 bit (planes of the index), or the weight type */
+    const char *type;   /* f16, q8 (rows of the KV store), 1 bit, 3 bit (planes of the index), or the weight type */
     uint32_t g, head_dim; /* query heads per KV head; 0 where there are none */
     uint32_t block;     /* positions per block; 0: dense, 1: single positions */
     uint32_t n;         /* top_k: scores; choose: positions that were scanned, of which a fifth has votes; 0 elsewhere */
@@ -43,8 +43,8 @@ typedef struct spw_bench_record {
     bool is_ops;        /* rate counts operations, not bytes */
     double rate;
     /* Each 0 where it does not apply. */
-    double raw_gbps;    /* merely reading the same addresses in the same order */
-    double l2_gbps;     /* the kernel with its data in L2, measured with every sample like raw_gbps */
+    double raw_gbps;    /* merely reading the same addresses in the same order, GB/s */
+    double l2_gbps;     /* the kernel with its data in L2, GB/s of rows; measured with every sample like raw_gbps, and where there is none (attn_prefill, attn_peaked) the best of some runs */
     double l2_peak;     /* the share of the arithmetic peak that it reaches there at best */
     double roof;        /* in the unit of rate */
     double share;       /* of the roof */

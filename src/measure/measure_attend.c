@@ -273,10 +273,10 @@ spw_status measure_attend_decode(measure_bench *b, uint32_t dim, uint32_t block,
         j->reading = reading;
         if (i == 0) tune_reading(j);
         spw_bench_record r = {.kernel = "attn_decode", .type = q8 ? "q8" : "f16", .g = groups[i], .head_dim = dim, .block = block, .threads = threads};
-        r.l2_gbps = cached_rate(j);
+        double best = cached_rate(j);
         /* 4 bytes and 4 operations per dimension and query; of bytes 2, and 8, as queries and weights have two terms */
-        if (!q8) r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads);
-        else if (b->int8_peak > 0) r.l2_peak = 4 * r.l2_gbps * groups[i] / (b->int8_peak * threads);
+        if (!q8) r.l2_peak = best * groups[i] / (b->f32_peak * threads);
+        else if (b->int8_peak > 0) r.l2_peak = 4 * best * groups[i] / (b->int8_peak * threads);
         sample_decode(j, &r);
         use = j->use, reading = j->reading;
         job_free(j);

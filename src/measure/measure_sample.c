@@ -127,6 +127,6 @@ void measure_series_record(measure_series *s, spw_bench_record *r)
     qsort(s->v, (size_t)n, sizeof *s->v, by_share);
     measure_sample median = s->v[n / 2];
     r->rate = median.rate, r->roof = median.roof, r->raw_gbps = median.raw, r->share = median.rate / median.roof;
-    if (median.cached > 0) r->l2_gbps = median.cached;
+    r->l2_gbps = median.cached;
     r->n_samples = s->n, r->n_clean = s->n_clean;
 }

@@ -140,8 +140,7 @@ spw_status measure_digest_score(measure_bench *b, uint32_t dim, spw_err *err)
         if (s) return s;
         int threads = pool_n_threads(b->pool);
         spw_bench_record r = {.kernel = "digest_score", .type = "f16", .g = groups[i], .head_dim = dim, .threads = threads};
-        r.l2_gbps = cached_rate(&j);
-        r.l2_peak = r.l2_gbps * groups[i] / (b->f32_peak * threads); /* 2 bytes and 2 operations per element and query */
+        r.l2_peak = cached_rate(&j) * groups[i] / (b->f32_peak * threads); /* 2 bytes and 2 operations per element and query */
         sample_scores(&j, &r);
         job_free(&j);
         if (!b->report(b->ctx, &r)) return measure_stopped(err);

@@ -164,7 +164,7 @@ spw_status policy_choice_scratch(policy_choice *c, size_t bytes, spw_err *err);
 spw_status policy_choice_set(policy_choice *c, uint32_t q_first, uint32_t n_q, spw_err *err);
 /* Appends n positions from first to the last set; joins them to its last range when they touch it; n == 0 does nothing.  first is not below the end of that range. */
 spw_status policy_choice_add(policy_choice *c, uint64_t first, uint64_t n, spw_err *err);
-/* The same with the n positions base + ids[which[i]], which ascend. */
+/* The same with n positions, base + ids[which[i]] for i from 0 on, which ascend. */
 spw_status policy_choice_add_each(policy_choice *c, uint64_t base, const uint32_t *ids, const uint32_t *which, size_t n, spw_err *err);
 /* Everything; c is as after the reset. */
 spw_status policy_choice_all(policy_choice *c, uint64_t n_pos, spw_err *err);

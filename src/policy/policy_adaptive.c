@@ -308,9 +308,9 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
 static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, bool squares, float *restrict votes)
 {
     size_t end = (n + WIDTH - 1) / WIDTH * WIDTH;
+    memset(votes, 0, end * sizeof *votes);
     for (uint32_t g = 0; g < n_q; g++) {
         const float *m = masses + g * room, w = weight[g];
-        if (!g) memset(votes, 0, end * sizeof *votes);
         if (squares)
             for (size_t i = 0; i < end; i++) votes[i] += w * m[i] * (w * m[i]);
         else
