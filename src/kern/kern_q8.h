@@ -59,6 +59,8 @@ typedef struct q8_walk {
     kern_walk rows;
     uint32_t run, n_runs; /* the one that holds the next position to be scored; how many there are */
     q8_run runs[KERN_SPAN];
+    const kern_span *coming; /* the spans that will be read next */
+    size_t n_coming;
     float v_scale[KERN_SPAN]; /* of each position, zero up to the end of its tile */
 } q8_walk;
 
@@ -68,6 +70,7 @@ static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
     for (size_t s = 0; s < a->n_spans; s++) __builtin_prefetch(a->spans[s].v_scale, 0, 3); /* those of single positions are all in lines of their own: they come together */
     kern_walk_over(&w->rows, a, 2 * a->dim);
     w->run = 0;
+    w->coming = a->ahead, w->n_coming = a->n_ahead;
     for (size_t s = 0; s < a->n_spans && n < KERN_SPAN; s++) {
         const kern_span *span = &a->spans[s];
         uint32_t take = span->n < KERN_SPAN - n ? span->n : KERN_SPAN - n;
@@ -80,18 +83,24 @@ static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
     w->n_runs = n_runs;
 }
 
-/* Asks for the channels' scales of a later run: of single positions each run is another page's. */
+/* Asks for scales when a run begins.  Of single positions each run is another page's: those of a later run, of the channels.  A page's rows take so long that those of all runs may be asked for one call
+ * ahead, with each run those of the coming span of the same number, of its positions too. */
 static inline void q8_walk_ask(const q8_walk *w)
 {
-    enum { AHEAD = 6 }; /* runs */
+    enum { AHEAD = 5, FEW = 32 }; /* runs; rows of a span that are not worth it */
     const size_t later = w->run + (size_t)AHEAD, dim = w->rows.row_bytes / 2;
     for (size_t i = 0; later < w->n_runs && i < dim; i += 16) __builtin_prefetch(w->runs[later].k_scale + i, 0, 3);
+    const kern_span *coming = w->run < w->n_coming ? &w->coming[w->run] : NULL;
+    if (!coming || coming->n < FEW || !coming->k_scale) return;
+    for (size_t i = 0; i < dim; i += 16) __builtin_prefetch(coming->k_scale + i, 0, 3);
+    for (size_t i = 0; i < coming->n; i += 16) __builtin_prefetch(coming->v_scale + i, 0, 3);
 }
 
 /* The run that holds position at, and in *end the end of its part of the tile. */
 static inline const float *q8_walk_run(q8_walk *w, const kern_tile *t, uint32_t at, uint32_t *end)
 {
-    for (; w->runs[w->run].end <= at; w->run++) q8_walk_ask(w);
+    if (at == 0) q8_walk_ask(w);
+    while (w->runs[w->run].end <= at) w->run++, q8_walk_ask(w);
     const q8_run *run = &w->runs[w->run];
     *end = run->end < t->base + t->n ? run->end : t->base + t->n;
     return run->k_scale;

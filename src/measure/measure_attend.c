@@ -14,7 +14,7 @@ enum {
     UNIT_CALLS = UNIT_ROWS / KERN_SPAN,
     SAMPLE_BYTES = 16 << 20,   /* rows that a thread reads in a sample */
     L2_SAMPLES = 11, L2_UNITS = 4,
-    Q8_RUN = 128, Q8_SETS = 64, /* rows of bytes that share scales; sets of scales, which stay in the cache: of the store's bytes they are 2 / 128 each, K's and V's */
+    Q8_RUN = 128, /* rows of bytes that share scales: those of the arena's have theirs, one set after the other, as the store's pages do */
 };
 
 #define RECORD_SECONDS 0.6 /* after which no more than the wanted number of samples is taken */
@@ -33,7 +33,7 @@ typedef struct attend_job {
     size_t n_q, row_bytes;
     bool q8;
     bool many; /* by many_tile */
-    float *scales; /* of rows of bytes: sets of k_scale [dim], then sets of v_scale [Q8_RUN] */
+    float *scales; /* of rows of bytes: for each Q8_RUN of the arena k_scale [dim], v_scale [Q8_RUN] */
     uint32_t span_rows, call_spans; /* positions per span, spans per call */
     uint32_t starts[UNIT_ROWS];     /* first position of each span of a unit */
     size_t extent;                  /* bytes from a unit's first row to the next unit's */
@@ -71,15 +71,16 @@ static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, u
     size_t n = (size_t)pool_n_threads(b->pool), row = n_q * dim * sizeof(float), lse = (n_q * sizeof(float) + 63) & ~(size_t)63;
     size_t attend = kern_attend_scratch(n_q, dim), many = (kern_many_scratch(dim) + 63) & ~(size_t)63, each = 3 * row + 2 * lse + (attend > many ? attend : many);
     attend_job *j = mem_zalloc(sizeof *j);
-    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each), j->scales = mem_alloc(Q8_SETS * (dim + Q8_RUN) * sizeof(float));
+    const size_t row_bytes = (q8 ? 2 : 4) * (size_t)dim, n_scales = q8 ? (b->arena->bytes / row_bytes / Q8_RUN + 1) * (dim + Q8_RUN) : 1;
+    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each), j->scales = mem_alloc(n_scales * sizeof(float));
     if (!j || !j->workers || !j->memory || !j->scales) {
         if (j) job_free(j);
         return spw_fail(err, SPW_E_NOMEM, "benchmark: out of memory for %zu queries", n_q);
     }
     j->b = b, j->dim = dim, j->g = g, j->block = block, j->n_q = n_q;
     j->q8 = q8;
-    j->row_bytes = (q8 ? 2 : 4) * (size_t)dim;
-    for (size_t i = 0; i < Q8_SETS * (dim + Q8_RUN); i++) j->scales[i] = 1.0f / 127;
+    j->row_bytes = row_bytes;
+    for (size_t i = 0; i < n_scales; i++) j->scales[i] = 1.0f / 127;
     j->span_rows = block ? block : q8 ? (uint32_t)Q8_RUN : (uint32_t)KERN_SPAN;
     j->call_spans = KERN_SPAN / j->span_rows;
     j->tuning = measure_tuning(b->machine);
@@ -107,9 +108,9 @@ static kern_span unit_span(const attend_job *j, const uint8_t *base, uint32_t at
 {
     kern_span span = {.rows = base + at * j->row_bytes, .n = j->span_rows};
     if (!j->q8) return span;
-    size_t set = at / Q8_RUN % Q8_SETS;
-    span.k_scale = j->scales + set * j->dim;
-    span.v_scale = j->scales + Q8_SETS * (size_t)j->dim + set * Q8_RUN + at % Q8_RUN;
+    const size_t row = (size_t)((const uint8_t *)span.rows - j->b->arena->base) / j->row_bytes;
+    span.k_scale = j->scales + row / Q8_RUN * (j->dim + Q8_RUN);
+    span.v_scale = span.k_scale + j->dim + row % Q8_RUN;
     return span;
 }
 
