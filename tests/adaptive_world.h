@@ -107,7 +107,7 @@ static inline policy_params params(double budget)
 
 static inline policy_query query_of(const world *w, uint32_t head, uint64_t n_pos)
 {
-    return (policy_query){.seq = w->seq, .kern = w->kern, .n_pos = n_pos, .head = head, .n_q = GROUP, .dim = DIM, .q = w->q[head], .q_stride = DIM};
+    return (policy_query){.seq = w->seq, .kern = w->kern, .n_pos = n_pos, .head = head, .n_q = GROUP, .dim = DIM, .q = w->q[head], .q_stride = DIM, .watched = true};
 }
 
 typedef struct stage_job {

@@ -214,6 +214,25 @@ static void test_spans_cover_the_rows(void)
         }
         CHECK_INT(seen, n);
     }
+    for (int i = 0; i < 200; i++) { /* ascending ranges, single positions and others, across pages too */
+        spw_range ranges[20];
+        kern_span spans[20 * KV_MAX_SPANS];
+        size_t n_ranges = 0, count, in_range = 0, of_range = 0;
+        uint32_t limit = (uint32_t)(test_rand(&seed) % 200), sum = 0, seen = 0;
+        for (uint64_t at = test_rand(&seed) % 8; at < a.len && n_ranges < 20; at += ranges[n_ranges++].n + test_rand(&seed) % 8) {
+            uint64_t n = test_rand(&seed) % 3 ? 1 : 1 + test_rand(&seed) % (2 * KV_PAGE_ROWS);
+            if (n > KERN_SPAN) n = KERN_SPAN;
+            ranges[n_ranges] = (spw_range){at, n < a.len - at ? n : a.len - at};
+        }
+        for (size_t r = 0; r < n_ranges && sum < limit; r++) sum += (uint32_t)ranges[r].n;
+        count = kv_gather(a.seq, 2, 1, ranges, n_ranges, limit, false, spans);
+        for (size_t s = 0; s < count; s++)
+            for (uint32_t j = 0; j < spans[s].n; j++, seen++) {
+                CHECK((const kern_f16 *)spans[s].rows + (size_t)j * 2 * DIM == kv_row(a.seq, 2, 1, ranges[of_range].first + in_range));
+                if (++in_range == ranges[of_range].n) of_range++, in_range = 0;
+            }
+        CHECK_INT(seen, sum);
+    }
     kv_seq_free(a.seq);
     kv_seq_free(b.seq);
     kv_store_free(st);

@@ -93,7 +93,8 @@ static spw_status run_pass(spw_engine *e, spw_work *work, size_t n_work, bool *l
         if (opened) return opened;
         memcpy(e->ids + total, work[i].tokens + prog[i].done, n * sizeof *e->ids);
         e->rows[n_rows] = (plan_rows){.seq = work[i].session->seq, .policies = &work[i].session->policies, .first_pos = prog[i].start + prog[i].done,
-                                      .first_row = total, .n_rows = (uint32_t)n, .decode = work[i].kind == SPW_DECODE};
+                                      .first_row = total, .n_rows = (uint32_t)n, .decode = work[i].kind == SPW_DECODE,
+                                      .watched = work[i].kind == SPW_DECODE && work[i].session->observe};
         e->row_sessions[n_rows] = work[i].session;
         n_requests += add_requests(e->requests + n_requests, &work[i], prog[i].done, n, total, e->model->hp.n_vocab);
         reads[n_rows++] = (plan_reads){0};

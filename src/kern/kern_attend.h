@@ -62,7 +62,8 @@ static inline uint32_t kern_walk_list(const kern_span *spans, size_t n_spans, si
     for (size_t i = 0; i < n_spans && n < end; i++) {
         const unsigned char *row = spans[i].rows;
         uint32_t take = spans[i].n < end - n ? spans[i].n : end - n;
-        for (uint32_t k = 0; k < take; k++) rows[n + k] = row + k * row_bytes;
+        rows[n] = row;
+        for (uint32_t k = 1; k < take; k++) rows[n + k] = row + k * row_bytes;
         n += take;
     }
     return n;
@@ -82,11 +83,9 @@ static inline void kern_walk_over(kern_walk *w, const kern_attend_args *a, size_
     w->limit = a->n_q ? n : 0;
 }
 
-static inline kern_walk kern_walk_begin(const kern_attend_args *a)
+static inline void kern_walk_begin(kern_walk *w, const kern_attend_args *a)
 {
-    kern_walk w;
-    kern_walk_over(&w, a, (a->f32 ? 8 : 4) * a->dim);
-    return w;
+    kern_walk_over(w, a, (a->f32 ? 8 : 4) * a->dim);
 }
 
 /* The next tile; n is 0 after the last. */

@@ -364,7 +364,8 @@ static void attend(const kern_attend_args *a)
 {
     kern_attend_work w = kern_attend_begin(a);
     kern_hint hint = a->tuning ? a->tuning->hint : KERN_TUNING_DEFAULT.hint;
-    kern_walk walk = kern_walk_begin(a);
+    kern_walk walk;
+    kern_walk_begin(&walk, a);
     kern_tile t;
     const unsigned char *float_rows[KERN_TILE];
     const kern_order order = kern_walk_order(&walk, a->n_spans);

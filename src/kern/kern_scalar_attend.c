@@ -53,7 +53,8 @@ static void attend_query(const kern_attend_args *a, const kern_attend_work *w, s
 static void attend(const kern_attend_args *a)
 {
     kern_attend_work w = kern_attend_begin(a);
-    kern_walk walk = kern_walk_begin(a);
+    kern_walk walk;
+    kern_walk_begin(&walk, a);
     kern_tile t;
     for (kern_walk_next(&walk, &t); t.n; kern_walk_next(&walk, &t)) {
         convert_tile(a, &t, w.tile);

@@ -230,10 +230,6 @@ size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, 
         SPW_ASSERT(spans[0].rows);
         return 1;
     }
-    if (first % KV_PAGE_ROWS + n <= KV_PAGE_ROWS) { /* most by far are a single position */
-        spans[0] = (kern_span){.rows = page_row(s, s->store->first_arena[layer] + head, first), .n = n};
-        return 1;
-    }
     while (n) {
         uint32_t here = KV_PAGE_ROWS - (uint32_t)(first % KV_PAGE_ROWS);
         if (here > n) here = n;
@@ -244,4 +240,19 @@ size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, 
         n -= here;
     }
     return count;
+}
+
+size_t kv_gather(const kv_seq *s, uint32_t layer, uint32_t head, const spw_range *ranges, size_t n_ranges, uint32_t limit, bool sealed, kern_span *spans)
+{
+    const uint32_t arena = s->store->first_arena[layer] + head;
+    const bool pages = s->store->type != KV_Q8;
+    size_t n = 0;
+    for (uint32_t i = 0, n_pos = 0; i < n_ranges && n_pos < limit; i++) {
+        uint64_t first = ranges[i].first;
+        uint32_t here = (uint32_t)ranges[i].n;
+        n_pos += here;
+        if (pages && first % KV_PAGE_ROWS + here <= KV_PAGE_ROWS) spans[n++] = (kern_span){.rows = page_row(s, arena, first), .n = here}; /* most by far are a single position */
+        else n += kv_spans(s, layer, head, first, here, sealed, spans + n);
+    }
+    return n;
 }

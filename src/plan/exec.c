@@ -311,13 +311,7 @@ static size_t item_spans(const exec *x, const plan_item *it, uint32_t limit, boo
         return 1;
     }
     if (it->kind == PLAN_SPAN) return kv_spans(seq, layer, it->head, it->first_pos, it->n < limit ? it->n : limit, sealed, spans);
-    size_t n = 0;
-    uint32_t n_pos = 0;
-    for (size_t i = 0; i < it->n_ranges && n_pos < limit; i++) {
-        n += kv_spans(seq, layer, it->head, it->ranges[i].first, (uint32_t)it->ranges[i].n, sealed, spans + n);
-        n_pos += (uint32_t)it->ranges[i].n;
-    }
-    return n;
+    return kv_gather(seq, layer, it->head, it->ranges, it->n_ranges, limit, sealed, spans);
 }
 
 /* The next item of the same kind that this worker will most likely take, or NULL: its share is a run of items, and between the sealed rows of two

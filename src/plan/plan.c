@@ -253,7 +253,8 @@ static spw_status list_parts(plan *p, const plan_rows *rows, size_t n_rows, cons
             part->rows = (uint32_t)i;
             part->head = h;
             part->policy = policy_of_layer(r->policies, shape->layer);
-            part->query = (policy_query){.seq = r->seq, .kern = kern, .n_pos = r->first_pos + 1, .layer = shape->layer, .head = h, .n_q = shape->group, .dim = shape->dim};
+            part->query = (policy_query){.seq = r->seq, .kern = kern, .n_pos = r->first_pos + 1, .layer = shape->layer, .head = h, .n_q = shape->group, .dim = shape->dim,
+                                          .watched = r->watched};
             if (!shape->q) continue;
             part->query.q_stride = shape->dim;
             part->query.q = shape->q + r->first_row * shape->q_row_stride + (size_t)h * shape->group * shape->dim;

@@ -24,6 +24,7 @@ typedef struct plan_rows {
     uint32_t first_row;            /* index of the first row in the step's buffers */
     uint32_t n_rows;
     bool decode;                   /* n_rows is 1 then */
+    bool watched;                  /* somebody is told of its choices */
 } plan_rows;
 
 typedef enum plan_kind { PLAN_PROMPT, PLAN_SPAN, PLAN_GATHER, PLAN_COPY } plan_kind;

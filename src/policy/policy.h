@@ -73,7 +73,7 @@ typedef struct policy_choice {
     size_t n_sets, cap_sets;
     uint64_t side_bytes;     /* bytes of index or digests that were read to choose */
     uint64_t middle_rows;    /* rows of the middle that are read; POLICY_COUNT: count the union of all sets */
-    float mass[KERN_MAX_G];  /* of each head: estimated share of its attention to the middle that is chosen; negative: no estimate */
+    float mass[KERN_MAX_G];  /* of each head: estimated share of its attention to the middle that is chosen; negative: no estimate, as where nobody watches */
     bool dense;              /* everything, because it is as cheap or as the budget says so */
     bool base;               /* set by prepare: the sets that are there are attended before the stages; select adds others */
     float base_lse[KERN_MAX_G]; /* then, for the stages: log of the summed exponentials of each head over those */
@@ -89,6 +89,7 @@ typedef struct policy_query {
     uint32_t n_q, dim;    /* G query heads; floats of each */
     const float *q;       /* n_q rows of dim floats, scaled; NULL for a policy that does not need them */
     size_t q_stride;
+    bool watched;         /* somebody is told of the choice: estimates of its masses are wanted */
 } policy_query;
 
 /* What is there when a policy begins. */

@@ -398,11 +398,16 @@ static void sum_candidates(const adaptive *a, const policy_query *q, const uint3
 
 /* --------------------------------------------------------------------------------------------------- rules ---- */
 
-/* Chooses the k best units, and estimates each head's share of the middle's mass that they hold. */
-static void choose(adaptive *a, const policy_query *q, const units *u, size_t n, size_t k, float *mass)
+/* Chooses the k best units. */
+static void choose(adaptive *a, const policy_query *q, const units *u, size_t k)
+{
+    q->kern->top_k(u->votes, u->n, k, a->chosen, a->top);
+}
+
+/* Estimates each head's share of the middle's mass that the k chosen units hold. */
+static void weigh_chosen(adaptive *a, const policy_query *q, const units *u, size_t n, size_t k, float *mass)
 {
     size_t n_picked;
-    q->kern->top_k(u->votes, u->n, k, a->chosen, a->top);
     const uint32_t *picked = pick_candidates(a, u, n, k, &n_picked);
     sum_candidates(a, q, picked, n_picked, mass);
 }
@@ -430,8 +435,12 @@ static void left_at_most(const adaptive *a, const policy_params *p, const policy
     }
 }
 
-static bool is_enough(const policy_query *q, const float *mass, const float *left)
+/* Whether the k best units leave out no more than that. */
+static bool is_enough(adaptive *a, const policy_query *q, const units *u, size_t n, size_t k, const float *left)
 {
+    float mass[KERN_MAX_G];
+    choose(a, q, u, k);
+    weigh_chosen(a, q, u, n, k, mass);
     for (uint32_t g = 0; g < q->n_q; g++)
         if (1 - mass[g] > left[g]) return false;
     return true;
@@ -440,16 +449,14 @@ static bool is_enough(const policy_query *q, const float *mass, const float *lef
 /* The fewest units, at least `least`, that leave out no more than the rule lets; all when that is not enough either. */
 static size_t search_enough(adaptive *a, const policy_params *p, const policy_query *q, const units *u, size_t n, size_t least)
 {
-    float left[KERN_MAX_G], mass[KERN_MAX_G];
+    float left[KERN_MAX_G];
     left_at_most(a, p, q, left);
-    choose(a, q, u, n, least, mass);
-    if (is_enough(q, mass, left)) return least;
+    if (is_enough(a, q, u, n, least, left)) return least;
     size_t few = least, enough = u->n;
     while ((double)enough > CLOSE_ENOUGH * (double)few + 1) {
         size_t k = (size_t)sqrt((double)few * (double)enough);
         if (k <= few) k = few + 1;
-        choose(a, q, u, n, k, mass);
-        if (is_enough(q, mass, left)) enough = k;
+        if (is_enough(a, q, u, n, k, left)) enough = k;
         else few = k;
     }
     return enough;
@@ -549,7 +556,8 @@ static spw_status adaptive_select(void *state, const policy_params *p, const pol
     if (rule_of(p) != POLICY_LAYER) vote(a, p, q, c);
     if (rule_of(p) == POLICY_MODEL) policy_tally_note(state, q->layer, q->head, q->n_pos, a->units.votes, a->units.n);
     size_t n = a->n_candidates, k = count_units(a, p, q, &a->units, n);
-    choose(a, q, &a->units, n, k, c->mass);
+    choose(a, q, &a->units, k);
+    if (q->watched) weigh_chosen(a, q, &a->units, n, k, c->mass);
     c->side_bytes = bytes_read(a, q);
     c->middle_rows = p->sink + policy_middle(p, q->n_pos) - a->blocks.end; /* those without a code */
     spw_status s = policy_choice_set(c, 0, q->n_q, err);
