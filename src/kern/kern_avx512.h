@@ -66,8 +66,7 @@ KERN_INLINE __m512 avx512_exp(__m512 d)
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    __m512i scale = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
-    return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(d, least, _CMP_GE_OQ), p, _mm512_castsi512_ps(scale));
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(d, least, _CMP_GE_OQ), p, n);
 }
 
 /* The first n lanes, n <= 16. */

@@ -78,6 +78,7 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tr
 {
     const size_t dim = st->a->dim;
     float inverse[Q8_BLOCK];
+    st->w->large = false;
     for (size_t i = 0; i < n; i++) {
         const float *q = st->a->q + (st->q0 + i) * st->a->q_stride;
         __m512 most = _mm512_setzero_ps();
@@ -86,6 +87,7 @@ static void prepare(const tile_step *st, size_t n, const float *k_scale, bool tr
         float largest = _mm512_reduce_max_ps(_mm512_min_ps(most, _mm512_set1_ps(FLT_MAX)));
         inverse[i] = largest >= KERN_Q8_LEAST ? KERN_Q8_MOST / largest : 0;
         st->w->step[i] = largest >= KERN_Q8_LEAST ? largest / KERN_Q8_MOST : 0;
+        st->w->large |= st->w->step[i] > KERN_Q8_STEP;
     }
     for (size_t i = 0; i < n; i++) {
         if (tree) query_words(st, i, k_scale, inverse[i]);
@@ -185,7 +187,7 @@ KERN_INLINE void lanes_group(const tile_step *st, q8_ask *ask, size_t i, uint32_
     const unsigned char *const *row = st->t->rows + first;
     const __mmask16 wanted = (__mmask16)(avx512_first(kern_min_size(end - first, KERN_LANES)) & ~avx512_first(t - first));
     __m512i hi[KERN_GROUP], lo[KERN_GROUP];
-    KERN_UNROLL for (int g = 0; g < n_q; g++) hi[g] = lo[g] = _mm512_setzero_si512();
+    KERN_UNROLL for (int g = 0; g < n_q; g++) hi[g] = _mm512_setzero_si512(), lo[g] = _mm512_set1_epi32(st->w->bias[i + (size_t)g]);
     for (size_t d = 0; d < st->a->dim; d += 16) {
         __m512i k[4];
         load_anew(row);
@@ -200,10 +202,13 @@ KERN_INLINE void lanes_group(const tile_step *st, q8_ask *ask, size_t i, uint32_
         }
         q += 4 * 2 * KERN_GROUP;
     }
+    float *s = st->w->s + i * KERN_TILE + first;
+    const float *step = st->w->step + i;
+    const bool large = st->w->large;
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
-        __m512i sum = _mm512_add_epi32(_mm512_set1_epi32(st->w->bias[i + (size_t)g]), _mm512_add_epi32(_mm512_slli_epi32(hi[g], 8), lo[g]));
-        __m512 s = within_floats(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(st->w->step[i + (size_t)g])));
-        _mm512_mask_storeu_ps(st->w->s + (i + (size_t)g) * KERN_TILE + first, wanted, s);
+        __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi[g], 8), lo[g])), _mm512_set1_ps(step[g]));
+        if (large) x = within_floats(x);
+        _mm512_mask_storeu_ps(s + g * KERN_TILE, wanted, x);
     }
 }
 

@@ -14,6 +14,8 @@
 
 /* The largest integer of a scaled query and of a weight: 127 * 256, so that either is two bytes. */
 #define KERN_Q8_MOST 32512.0f
+/* A sum of integers is below 2^31, so with steps up to this scores are finite. */
+#define KERN_Q8_STEP 1e29f
 /* Below this the largest |x| of a query and the largest weight of a tile count as 0, with step 0: their reciprocals would not be finite. */
 #define KERN_Q8_LEAST 1e-30f
 
@@ -32,6 +34,7 @@ typedef struct q8_work {
     int32_t *quads;
     float step[Q8_BLOCK];
     int32_t bias[Q8_BLOCK]; /* -128 * the sum of the integers */
+    bool large;             /* a step is so large that a score may not be finite: it must be cut to FLT_MAX */
 } q8_work;
 
 static inline void q8_work_begin(q8_work *w, const kern_attend_args *a)
