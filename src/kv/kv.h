@@ -131,7 +131,7 @@ void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS.
  * KV_Q8: sealed ones are spans of bytes, each inside one page; others are halves, and all n in one open page. */
 size_t kv_spans(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, uint32_t n, bool sealed, kern_span spans[KV_MAX_SPANS]);
-/* The same of ranges of at most KERN_SPAN positions each, one after the other and not joined, until they hold `limit` positions or more.  Room for KV_MAX_SPANS behind every limit positions. */
+/* The same of ranges of at most KERN_SPAN positions each, one after the other and not joined, until they hold `limit` positions: the range that reaches it is taken whole.  Never more spans than positions. */
 size_t kv_gather(const kv_seq *s, uint32_t layer, uint32_t head, const spw_range *ranges, size_t n_ranges, uint32_t limit, bool sealed, kern_span *spans);
 
 #endif

@@ -251,6 +251,7 @@ size_t kv_gather(const kv_seq *s, uint32_t layer, uint32_t head, const spw_range
         uint64_t first = ranges[i].first;
         uint32_t here = (uint32_t)ranges[i].n;
         n_pos += here;
+        SPW_ASSERT(here && first + here <= s->reserved);
         if (pages && first % KV_PAGE_ROWS + here <= KV_PAGE_ROWS) spans[n++] = (kern_span){.rows = page_row(s, arena, first), .n = here}; /* most by far are a single position */
         else n += kv_spans(s, layer, head, first, here, sealed, spans + n);
     }

@@ -332,7 +332,7 @@ static void run_decode(exec *x, const plan_item *it, const plan_item *next, exec
     const plan_rows *r = &x->rows[it->rows];
     size_t at = it->partial;
     bool sealed = is_sealed(x, it);
-    const uint32_t ahead = sealed ? KERN_SPAN : KERN_AHEAD; /* scales are asked for a whole call ahead */
+    const uint32_t ahead = sealed && it->kind == PLAN_SPAN ? KERN_SPAN : KERN_AHEAD; /* pages' scales are asked for a whole call ahead */
     size_t n_spans = item_spans(x, it, KERN_SPAN, sealed, s->spans), n_ahead = next ? item_spans(x, next, ahead, sealed, s->ahead) : 0;
     kern_attend_args args = {.q = q_at(x, r->first_row, it->head) + it->q_first * x->dim, .q_stride = x->dim, .n_q = it->n_q, .dim = x->dim, .spans = s->spans,
                              .n_spans = n_spans, .ahead = s->ahead, .n_ahead = n_ahead, .tuning = &x->tuning, .f32 = x->f32, .o = x->partials + at * x->dim,
