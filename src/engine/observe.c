@@ -7,11 +7,6 @@
 #include "engine_private.h"
 #include "mem.h"
 
-static bool is_observed(const spw_engine *e, size_t row)
-{
-    return e->rows[row].decode && e->row_sessions[row]->observe;
-}
-
 /* Makes room for n floats at *p, forgetting what is there. */
 static spw_status size_floats(float **p, size_t *cap, size_t n, spw_err *err)
 {
@@ -47,8 +42,8 @@ spw_status observe_begin(spw_engine *e, size_t n_rows, uint32_t n_total, spw_err
     bool watched = false, truth = false;
     for (size_t i = 0; i < n_rows; i++) {
         n_decode += e->rows[i].decode;
-        watched |= is_observed(e, i);
-        truth |= is_observed(e, i) && e->row_sessions[i]->observe_truth;
+        watched |= e->rows[i].watched;
+        truth |= e->rows[i].watched && e->row_sessions[i]->observe_truth;
     }
     spw_status s = size_floats(&ob->lse, &ob->cap_lse, n_decode * hp->n_head, err);
     if (!s && watched) s = start_observer(e, err);
@@ -69,7 +64,7 @@ static spw_status attend_dense(spw_engine *e, size_t n_rows, const exec_layer *l
     observer *ob = &e->observer;
     size_t n = 0;
     for (size_t i = 0; i < n_rows; i++) {
-        if (!is_observed(e, i) || !e->row_sessions[i]->observe_truth) continue;
+        if (!e->rows[i].watched || !e->row_sessions[i]->observe_truth) continue;
         ob->rows[n] = e->rows[i];
         ob->rows[n++].policies = &ob->full;
     }
@@ -139,7 +134,7 @@ spw_status observe_layer(spw_engine *e, size_t n_rows, const exec_layer *l, spw_
     observer *ob = &e->observer;
     plan_observe(&e->plan, l->lse, e->pool);
     bool watched = false;
-    for (size_t i = 0; i < n_rows; i++) watched |= is_observed(e, i);
+    for (size_t i = 0; i < n_rows; i++) watched |= e->rows[i].watched;
     if (!watched) return SPW_OK;
     spw_status s = attend_dense(e, n_rows, l, err);
     size_t part = 0, dense = 0;

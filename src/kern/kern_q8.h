@@ -34,7 +34,7 @@ typedef struct q8_work {
     int32_t *quads;
     float step[Q8_BLOCK];
     int32_t bias[Q8_BLOCK]; /* -128 * the sum of the integers */
-    bool large;             /* a step is so large that a score may not be finite: it must be cut to FLT_MAX */
+    bool large;             /* a step is so large that a score may not be finite, and must be cut to FLT_MAX; of kernels that do not cut all (AVX-512) */
 } q8_work;
 
 static inline void q8_work_begin(q8_work *w, const kern_attend_args *a)
@@ -90,11 +90,11 @@ static inline void q8_walk_begin(q8_walk *w, const kern_attend_args *a)
  * ahead, with each run those of the coming span of the same number, of its positions too. */
 static inline void q8_walk_ask(const q8_walk *w)
 {
-    enum { AHEAD = 5, FEW = 32 }; /* runs; rows of a span that are not worth it */
+    enum { AHEAD = 5, WORTH = 32 }; /* runs; rows of a span that are worth it */
     const size_t later = w->run + (size_t)AHEAD, dim = w->rows.row_bytes / 2;
     for (size_t i = 0; later < w->n_runs && i < dim; i += 16) __builtin_prefetch(w->runs[later].k_scale + i, 0, 3);
     const kern_span *coming = w->run < w->n_coming ? &w->coming[w->run] : NULL;
-    if (!coming || coming->n < FEW || !coming->k_scale) return;
+    if (!coming || coming->n < WORTH || !coming->k_scale) return;
     for (size_t i = 0; i < dim; i += 16) __builtin_prefetch(coming->k_scale + i, 0, 3);
     for (size_t i = 0; i < coming->n; i += 16) __builtin_prefetch(coming->v_scale + i, 0, 3);
 }

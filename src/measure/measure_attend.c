@@ -33,7 +33,7 @@ typedef struct attend_job {
     size_t n_q, row_bytes;
     bool q8;
     bool many; /* by many_tile */
-    float *scales; /* of rows of bytes: for each Q8_RUN of the arena k_scale [dim], v_scale [Q8_RUN] */
+    measure_arena scales; /* of rows of bytes, floats: for each Q8_RUN of the arena k_scale [dim], v_scale [Q8_RUN] */
     uint32_t span_rows, call_spans; /* positions per span, spans per call */
     uint32_t starts[UNIT_ROWS];     /* first position of each span of a unit */
     size_t extent;                  /* bytes from a unit's first row to the next unit's */
@@ -61,9 +61,18 @@ static void choose_starts(attend_job *j)
 static void job_free(attend_job *j)
 {
     mem_free(j->memory);
-    mem_free(j->scales);
+    measure_arena_free(&j->scales);
     mem_free(j->workers);
     mem_free(j);
+}
+
+/* For all rows of the arena, in huge pages as the store's are. */
+static spw_status make_scales(attend_job *j, spw_err *err)
+{
+    const size_t n = (j->b->arena->bytes / j->row_bytes / Q8_RUN + 1) * (j->dim + Q8_RUN), huge = 2 << 20;
+    spw_status s = measure_arena_create(&j->scales, (n * sizeof(float) + huge - 1) / huge * huge, 0, err);
+    for (size_t i = 0; i < n && !s; i++) ((float *)(void *)j->scales.base)[i] = 1.0f / 127;
+    return s;
 }
 
 static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, uint32_t g, uint32_t block, bool q8, size_t n_q, spw_err *err)
@@ -71,16 +80,19 @@ static spw_status job_create(attend_job **out, measure_bench *b, uint32_t dim, u
     size_t n = (size_t)pool_n_threads(b->pool), row = n_q * dim * sizeof(float), lse = (n_q * sizeof(float) + 63) & ~(size_t)63;
     size_t attend = kern_attend_scratch(n_q, dim), many = (kern_many_scratch(dim) + 63) & ~(size_t)63, each = 3 * row + 2 * lse + (attend > many ? attend : many);
     attend_job *j = mem_zalloc(sizeof *j);
-    const size_t row_bytes = (q8 ? 2 : 4) * (size_t)dim, n_scales = q8 ? (b->arena->bytes / row_bytes / Q8_RUN + 1) * (dim + Q8_RUN) : 1;
-    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each), j->scales = mem_alloc(n_scales * sizeof(float));
-    if (!j || !j->workers || !j->memory || !j->scales) {
+    if (j) j->workers = mem_calloc(n, sizeof *j->workers), j->memory = mem_alloc(n * each);
+    if (!j || !j->workers || !j->memory) {
         if (j) job_free(j);
         return spw_fail(err, SPW_E_NOMEM, "benchmark: out of memory for %zu queries", n_q);
     }
     j->b = b, j->dim = dim, j->g = g, j->block = block, j->n_q = n_q;
     j->q8 = q8;
-    j->row_bytes = row_bytes;
-    for (size_t i = 0; i < n_scales; i++) j->scales[i] = 1.0f / 127;
+    j->row_bytes = (q8 ? 2 : 4) * (size_t)dim;
+    spw_status s = q8 ? make_scales(j, err) : SPW_OK;
+    if (s) {
+        job_free(j);
+        return s;
+    }
     j->span_rows = block ? block : q8 ? (uint32_t)Q8_RUN : (uint32_t)KERN_SPAN;
     j->call_spans = KERN_SPAN / j->span_rows;
     j->tuning = measure_tuning(b->machine);
@@ -109,7 +121,7 @@ static kern_span unit_span(const attend_job *j, const uint8_t *base, uint32_t at
     kern_span span = {.rows = base + at * j->row_bytes, .n = j->span_rows};
     if (!j->q8) return span;
     const size_t row = (size_t)((const uint8_t *)span.rows - j->b->arena->base) / j->row_bytes;
-    span.k_scale = j->scales + row / Q8_RUN * (j->dim + Q8_RUN);
+    span.k_scale = (const float *)(const void *)j->scales.base + row / Q8_RUN * (j->dim + Q8_RUN);
     span.v_scale = span.k_scale + j->dim + row % Q8_RUN;
     return span;
 }
