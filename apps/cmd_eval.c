@@ -44,7 +44,7 @@ const command command_eval = {
         "kv: a dictionary of --keys random keys and values, and one of the keys. multiturn: --turns keys of one dictionary, one after the other in one session. passkey: a number "
         "hidden in noise. niah: a sentence hidden in the text of -f, or in noise, at each of --depths places. Answers are greedy; prompts are read exactly under every policy, once "
         "for all of them. The chat template of the model is used, but for kv and multiturn, which are texts to be continued.\n\n"
-        "A policy is written NAME[:BLOCK]:BUDGET or hgca:BETA, a name alone stands for its defaults; adaptive takes a rule too, as in adaptive:.02:flat or adaptive:.01:threshold=.0003. The same seed gives "
+        "A policy is written NAME[:BLOCK]:BUDGET or hgca:BETA, a name alone stands for its defaults; adaptive takes a rule too, as in adaptive:.02:flat or adaptive:.01:threshold=.0003, and what stands for the rest, as in adaptive:.02:none. The same seed gives "
         "the same numbers. Ctrl-C ends a run with a report of the chunks or samples that were done. With --resume a run goes on where another one was stopped.\n\n"
         "With --json one object is printed. ppl: ppl, ppl_stderr, nll_mean, n_predictions, n_tokens (of the text), chunks, ctx, model, isa, threads, timings. kld: policies, an array of "
         "objects with policy, kld_mean, kld_median, kld_p99, kld_p999, kld_max, same_top, ppl, ppl_full, share_read, share_rows, mass, output_error (null with --no-truth); and layers, an array with "

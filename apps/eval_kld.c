@@ -60,7 +60,7 @@ static void score_position(kld_run *r, int32_t next, kld_sums *sums)
         const float *q = r->lanes.v[k].logits;
         double q_log = log_sum(q, n, &other), kld = 0;
         for (size_t i = 0; i < n; i++) kld += r->dense[i] * (((double)p[i] - p_log) - ((double)q[i] - q_log));
-        json_array_append_new(sums[k].kld, json_real(kld > 0 ? kld : 0));
+        json_array_append_new(sums[k].kld, kld <= 0 ? json_real(0) : report_real(kld));
         sums[k].same_top += top == other;
         sums[k].nll += q_log - (double)q[next];
         sums[k].nll_full += p_log - (double)p[next];
@@ -73,8 +73,8 @@ static json_t *chunk_result(const kld_sums *s, const spw_session *session)
     json_t *v = json_object();
     json_object_set(v, "kld", s->kld);
     json_object_set_new(v, "same_top", report_count(s->same_top));
-    json_object_set_new(v, "nll", json_real(s->nll));
-    json_object_set_new(v, "nll_full", json_real(s->nll_full));
+    json_object_set_new(v, "nll", report_real(s->nll));
+    json_object_set_new(v, "nll_full", report_real(s->nll_full));
     json_object_set_new(v, "middle", report_count(stats.middle_bytes));
     json_object_set_new(v, "read", report_count(stats.read_bytes));
     json_object_set_new(v, "rows", report_count(stats.read_rows_bytes));
@@ -158,6 +158,12 @@ static bool measure_chunks(kld_run *r)
     return ok;
 }
 
+/* Of a policy whose logits are no numbers the store has null: it is as far away as can be. */
+static double number_of(const json_t *v)
+{
+    return json_is_number(v) ? json_number_value(v) : INFINITY;
+}
+
 static int compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -169,7 +175,8 @@ static double percentile(const double *v, size_t n, double share)
 {
     double at = share * (double)(n - 1);
     size_t low = (size_t)at;
-    return low + 1 < n ? v[low] + (at - (double)low) * (v[low + 1] - v[low]) : v[n - 1];
+    if (low + 1 < n && at > (double)low && !isfinite(v[low + 1])) return INFINITY;
+    return low + 1 < n && at > (double)low ? v[low] + (at - (double)low) * (v[low + 1] - v[low]) : v[low];
 }
 
 /* The row of a policy; layers, which are empty, become what it did by layer and head. */
@@ -184,10 +191,10 @@ static json_t *policy_row(const kld_run *r, const char *label, eval_layers *laye
         char unit[32];
         unit_name(unit, c);
         const json_t *result = store_find(&r->store, label, unit);
-        json_array_foreach(json_object_get(result, "kld"), i, v) if (n < r->n_chunks * r->n_eval) sum += kld[n++] = json_number_value(v);
+        json_array_foreach(json_object_get(result, "kld"), i, v) if (n < r->n_chunks * r->n_eval) sum += kld[n++] = number_of(v);
         same += json_integer_value(json_object_get(result, "same_top"));
-        nll += json_number_value(json_object_get(result, "nll"));
-        nll_full += json_number_value(json_object_get(result, "nll_full"));
+        nll += number_of(json_object_get(result, "nll"));
+        nll_full += number_of(json_object_get(result, "nll_full"));
         share_add(&share, result);
         layers_add(layers, json_object_get(result, "layers"));
     }

@@ -11,7 +11,7 @@
 
 #define DEFAULT_POLICIES "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02"
 
-/* What may follow a name; one that is not listed takes [block:]budget[:rule or :rule=value]. */
+/* What may follow a name; one that is not listed takes [block:]budget[:rule or :rule=value][:rest]. */
 static const struct {
     const char *name;
     const char *takes; /* "": nothing */
@@ -21,7 +21,7 @@ static const char *takes(const char *name)
 {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
         if (strcmp(forms[i].name, name) == 0) return forms[i].takes;
-    return "[block:]budget[:rule or :rule=value]";
+    return "[block:]budget[:rule or :rule=value][:rest]";
 }
 
 /* A number that is the whole of part and at least min. */
@@ -42,10 +42,11 @@ static bool parse_rule(policy_spec *s, char *part)
     return !value || (parse_number(value, 0, &s->limit) && s->limit > 0 && s->limit < 1);
 }
 
-/* [block:]budget[:rule or :rule=value] */
+/* [block:]budget[:rule or :rule=value][:rest] */
 static bool parse_budget(policy_spec *s, char **part, size_t n)
 {
     double block = 0;
+    if (n && (s->rest = rest_number(part[n - 1])) >= 0) n--;
     if (n && (strchr(part[n - 1], '=') || rule_number(part[n - 1]) >= 0)) {
         if (!parse_rule(s, part[--n])) return false;
     }
@@ -57,10 +58,10 @@ static bool parse_budget(policy_spec *s, char **part, size_t n)
 
 static bool parse_spec(policy_spec *s, const char *word, size_t len, char *why, size_t cap)
 {
-    enum { PARTS = 4 };
+    enum { PARTS = 5 };
     char parts[sizeof s->label], *part[PARTS] = {0};
     size_t n = 0;
-    *s = (policy_spec){.budget = -1, .beta = -1, .rule = -1};
+    *s = (policy_spec){.budget = -1, .beta = -1, .rule = -1, .rest = -1};
     if (len == 0 || len >= sizeof s->label) {
         snprintf(why, cap, "expected policies separated by commas, found '%.*s'", (int)(len < 80 ? len : 80), word);
         return false;
@@ -119,6 +120,7 @@ void policy_apply(const policy_spec *spec, spw_session_params *params)
     if (spec->budget >= 0) params->kv_budget = spec->budget;
     if (spec->block) params->kv_block = (uint32_t)spec->block;
     if (spec->beta >= 0) params->kv_beta = spec->beta;
+    if (spec->rest >= 0) params->kv_rest = (spw_kv_rest)spec->rest;
     if (spec->rule < 0) return;
     params->kv_rule = (spw_kv_rule)spec->rule;
     if (!rule_has_limit(spec->rule)) return;

@@ -1,6 +1,6 @@
 /* eval_policies.h - the policies that eval compares: from --policies to the parameters of a session.
  *
- * A policy is written name[:block]:budget[:rule or :rule=value], or hgca:beta; a name alone stands for the defaults. */
+ * A policy is written name[:block]:budget[:rule or :rule=value][:rest], or hgca:beta; a name alone stands for the defaults. */
 #ifndef SPW_APP_EVAL_POLICIES_H
 #define SPW_APP_EVAL_POLICIES_H
 
@@ -14,6 +14,7 @@ typedef struct policy_spec {
     double beta;    /* negative: not given */
     int rule;       /* spw_kv_rule; negative: not given */
     double limit;   /* of the rule */
+    int rest;       /* spw_kv_rest; negative: not given */
 } policy_spec;
 
 typedef struct policy_list {

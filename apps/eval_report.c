@@ -52,6 +52,7 @@ json_t *report_dependencies(const options *o, const loaded *l, const char *measu
     json_object_set_new(v, "kv_budget", o->kv_budget < 0 ? json_null() : json_real(o->kv_budget));
     json_object_set_new(v, "kv_block", json_string(o->kv_block ? o->kv_block : ""));
     json_object_set_new(v, "kv_rule", json_string(options_kv_rule(o)));
+    json_object_set_new(v, "kv_rest", json_string(options_kv_rest(o)));
     json_object_set_new(v, "kv_threshold", json_real(o->kv_threshold));
     json_object_set_new(v, "kv_error", json_real(o->kv_error));
     json_object_set_new(v, "kv_beta", json_real(o->kv_beta));

@@ -72,6 +72,21 @@ static const char *rule_choices(void)
     return "flat, threshold, top-p, error, layer, model";
 }
 
+static const char *rest_choices(void)
+{
+    return "mean, none";
+}
+
+static spw_kv_rest kv_rest(const options *o)
+{
+    return o->kv_rest ? (spw_kv_rest)rest_number(o->kv_rest) : spw_session_default_params().kv_rest; /* one of rest_choices */
+}
+
+const char *options_kv_rest(const options *o)
+{
+    return rest_names[kv_rest(o)];
+}
+
 /* What is not given follows from what is. */
 static spw_kv_rule kv_rule(const options *o)
 {
@@ -155,6 +170,8 @@ static const option table[] = {
     {MEASURING, group_context, 0, "kv-block", "N", ONE_OF(kv_block, block_choices, NULL), "the policy's", "Adjacent positions that are chosen together."},
     {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), "model",
      "adaptive: how many positions a KV head reads. flat: the budget, alike for all. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. layer: the budget of all KV heads of a layer, spread over them. model: the same of all layers, on average over the tokens. All by estimates."},
+    {MEASURING, group_context, 0, "kv-rest", "WHAT", ONE_OF(kv_rest, rest_choices, NULL), "mean",
+     "adaptive: what stands for the positions that are not read. mean: the mean value of their pages, weighted by estimated attention. none: nothing."},
     {MEASURING, group_context, 0, "kv-threshold", "P", REAL(kv_threshold, 0, 0.999999), "the rule's", "A share of the attention; sets --kv-rule threshold unless that is given."},
     {MEASURING, group_context, 0, "kv-error", "TAU", REAL(kv_error, 0, 0.999999), "the rule's", "A share of a layer's largest output; sets --kv-rule error unless that is given."},
     {MEASURING, group_context, 0, "kv-beta", "B", REAL(kv_beta, 0, 1e9), NULL, "hgca: keep positions with at least B times the mean attention; 0: all."},
@@ -165,7 +182,7 @@ static const option table[] = {
 
     {CMD_EVAL, group_samples, 0, "policies", "NAME[:BLOCK]:BUDGET,...", OPTION_TEXTS, AT(policies), 0, 0, NULL, NULL, "full,window,quest:16:.05,hgca:1.0,adaptive:.02,oracle:1:.02",
      "Policies to compare. A budget up to 1 is a share of the positions between sink and window, above 1 a number of them, or auto; hgca takes its beta. adaptive may be followed by a rule: "
-     "adaptive:.01:threshold=.0003, or top-p, or error, or adaptive:.02:flat, or layer, or model."},
+     "adaptive:.01:threshold=.0003, or top-p, or error, or adaptive:.02:flat, or layer, or model; and adaptive:.02:none or mean, for --kv-rest."},
     {CMD_EVAL, group_samples, 0, "eval-tokens", "N", WHOLE(eval_tokens, 1, 1 << 20), NULL, "kld: predictions of each chunk that are made token by token under each policy."},
     {CMD_EVAL, group_samples, 0, "no-truth", NULL, SWITCH(no_truth), "",
      "kld: leave out the attention to everything that mass and output error are measured against; faster with many policies."},
@@ -626,6 +643,7 @@ spw_session_params options_session(const options *o, uint64_t n_ctx)
     p.kv_budget = o->kv_budget;
     if (o->kv_block) p.kv_block = (uint32_t)atoi(o->kv_block);
     p.kv_rule = kv_rule(o);
+    p.kv_rest = kv_rest(o);
     p.kv_threshold = o->kv_threshold;
     p.kv_error = o->kv_error;
     p.kv_beta = o->kv_beta;

@@ -63,7 +63,7 @@ typedef struct options {
     int64_t kv_sink, kv_window, sparse_min_ctx;
     double kv_budget;      /* up to 1 a share, above 1 positions, 0: the policy's own rule; negative: not given */
     const char *kv_block, *kv_index; /* numbers; NULL: not given */
-    const char *kv_rule;
+    const char *kv_rule, *kv_rest;
     double kv_threshold, kv_error, kv_beta; /* threshold and error: 0: not given */
     const char *rope_scaling; /* NULL: as the file says */
     double rope_scale, rope_freq_base;
@@ -111,6 +111,8 @@ int options_distance(const char *a, const char *b);
 spw_engine_params options_engine(const options *o);
 /* How the policy adaptive counts: what --kv-rule says, or what --kv-threshold and --kv-error imply. */
 const char *options_kv_rule(const options *o);
+/* What stands for what it does not read. */
+const char *options_kv_rest(const options *o);
 spw_session_params options_session(const options *o, uint64_t n_ctx);
 /* seed: what -s gave, or a fresh random one. */
 spw_sampler_params options_sampler(const options *o, uint64_t seed);

@@ -1,4 +1,4 @@
-/* rule.h - the rules of the policy adaptive by name, as --kv-rule and --policies write them. */
+/* rule.h - the rules of the policy adaptive, and what stands for the rest, by name, as --kv-rule, --kv-rest and --policies write them. */
 #ifndef SPW_RULE_H
 #define SPW_RULE_H
 
@@ -15,6 +15,16 @@ static inline int rule_number(const char *name)
 {
     for (size_t i = 0; i < sizeof rule_names / sizeof *rule_names; i++)
         if (strcmp(rule_names[i], name) == 0) return (int)i;
+    return -1;
+}
+
+static const char *const rest_names[] = {[SPW_KV_REST_NONE] = "none", [SPW_KV_REST_MEAN] = "mean"};
+
+/* The spw_kv_rest of that name; -1: none. */
+static inline int rest_number(const char *name)
+{
+    for (size_t i = 0; i < sizeof rest_names / sizeof *rest_names; i++)
+        if (strcmp(rest_names[i], name) == 0) return (int)i;
     return -1;
 }
 

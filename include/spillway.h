@@ -253,6 +253,12 @@ typedef enum spw_kv_rule {
     SPW_KV_MODEL,     /* the same of all layers; so much on average over the tokens */
 } spw_kv_rule;
 
+/* What stands for the positions that the policy `adaptive` does not choose. */
+typedef enum spw_kv_rest {
+    SPW_KV_REST_NONE = 0, /* nothing, as if they did not exist */
+    SPW_KV_REST_MEAN,     /* the mean of V of their pages, weighted by estimated attention: 0.4 % of the bytes of the rows more are read */
+} spw_kv_rest;
+
 typedef struct spw_session_params {
     uint64_t n_ctx;        /* positions at most; 0: the trained context.  Reserves address space, not memory */
     const char *kv_policy; /* a name of spw_kv_policies; "adaptive" when NULL.  Or several by layer: "adaptive,0-1=full" */
@@ -261,6 +267,7 @@ typedef struct spw_session_params {
     double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default */
     uint32_t kv_block;     /* adjacent positions that are chosen together: 1, 16, 32, 64 or 128; default 0: the policy's default */
     spw_kv_rule kv_rule;   /* default SPW_KV_MODEL */
+    spw_kv_rest kv_rest;   /* default SPW_KV_REST_MEAN */
     double kv_threshold;   /* below 1; 0: the rule's default */
     double kv_error;       /* below 1; 0: the rule's default */
     double kv_beta;        /* hgca keeps positions of at least kv_beta / n of the attention; 0 keeps everything; default 1 */

@@ -102,7 +102,7 @@ static inline void close_world(world *w)
 static inline policy_params params(double budget)
 {
     static const uint32_t heads = HEADS;
-    return (policy_params){.n_layer = 1, .n_head_kv = &heads, .group = GROUP, .dim = DIM, .sink = 64, .window = 256, .budget = budget, .block = 1};
+    return (policy_params){.n_layer = 1, .n_head_kv = &heads, .group = GROUP, .dim = DIM, .sink = 64, .window = 256, .budget = budget, .block = 1, .stand_in = POLICY_MEANS};
 }
 
 static inline policy_query query_of(const world *w, uint32_t head, uint64_t n_pos)

@@ -113,6 +113,13 @@ def test_kld_rules_in_policies():
     equal(rows["adaptive:.3"]["kld_mean"], model["kld_mean"], "it is the default")
     for rule, row in (("layer", layer), ("flat", flat)):
         equal(by_policy(run_json(*flags, "--policies", "adaptive:.3", "--kv-rule", rule))["adaptive:.3"]["kld_mean"], row["kld_mean"], "the option says the same")
+    rows = by_policy(run_json(*flags, "--policies", "adaptive:.3:flat:none,adaptive:.3:flat:mean,adaptive:.3:none"))
+    bare, means = rows["adaptive:.3:flat:none"], rows["adaptive:.3:flat:mean"]
+    equal(means["kld_mean"], flat["kld_mean"], "means are the default")
+    less(0, abs(flat["kld_mean"] - bare["kld_mean"]), "and say something else than nothing")
+    equal(bare["share_rows"], means["share_rows"], "of the same positions")
+    less(bare["share_read"], means["share_read"], "whose bytes count")
+    equal(by_policy(run_json(*flags, "--policies", "adaptive:.3", "--kv-rest", "none"))["adaptive:.3"]["kld_mean"], rows["adaptive:.3:none"]["kld_mean"], "the option says the same")
 
 
 def test_kld_refusals():
@@ -222,7 +229,7 @@ def test_resume_takes_nothing_that_differs():
     flags = ("eval", "kv", "-m", tiny(), "--keys", 4, "-n", 1, "--policies", "full,window")
     equal(spillway(*flags, "--resume", path)[0], 0)
     whole = open(path).read()
-    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("--kv-budget", .5), "kv_budget"), (("--kv-threshold", .5), "kv_rule"), (("--kv-rule", "flat"), "kv_rule"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
+    for change, needle_ in ((("-s", 43), "seed"), (("--kv-window", 300), "kv_window"), (("--kv-budget", .5), "kv_budget"), (("--kv-threshold", .5), "kv_rule"), (("--kv-rule", "flat"), "kv_rule"), (("--kv-rest", "none"), "kv_rest"), (("-ctk", "q8_0", "-ctv", "q8_0"), "kv_type"), (("--no-repack",), "repacked")):
         if change[0] == "--no-repack" and not json.loads(whole.splitlines()[0])["repacked"]:
             continue
         refused(*flags, "--resume", path, *change, needles=(path, needle_), code=1)

@@ -375,6 +375,11 @@ static void policies_become_parameters(void)
     CHECK(p.kv_rule == standard.kv_rule);
     CHECK(params_of("adaptive:.02:flat").kv_rule == SPW_KV_FLAT && params_of("adaptive:16:.02:layer").kv_rule == SPW_KV_LAYER && params_of("adaptive:.02:model").kv_rule == SPW_KV_MODEL);
     CHECK_NEAR(p.kv_beta, 2, 0);
+    CHECK(standard.kv_rest == SPW_KV_REST_MEAN && params_of("adaptive:.02").kv_rest == SPW_KV_REST_MEAN && params_of("adaptive:.02:none").kv_rest == SPW_KV_REST_NONE);
+    p = params_of("adaptive:16:.02:threshold=.5:none");
+    CHECK(p.kv_rest == SPW_KV_REST_NONE && p.kv_rule == SPW_KV_THRESHOLD && p.kv_block == 16);
+    p = params_of("adaptive:.02:flat:mean");
+    CHECK(p.kv_rest == SPW_KV_REST_MEAN && p.kv_rule == SPW_KV_FLAT);
 }
 
 static void memory_of_policies_is_counted(void)

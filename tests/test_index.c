@@ -419,6 +419,56 @@ static void test_votes(void)
                 check_votes(table_at(i), sizes[n], queries[q], 2), check_votes(table_at(i), sizes[n], queries[q], 200);
 }
 
+/* ------------------------------------------------------------------------------------------------- means ---- */
+
+static void test_means(void)
+{
+    static const size_t rows[] = {1, 4, 100, 128};
+    for (size_t i = 0; i < N_TABLES; i++)
+        for (size_t r = 0; table_at(i) && r < sizeof rows / sizeof *rows; r++)
+            for (size_t d = 0; d < N_DIMS; d++)
+                for (int kind = 0; kind < KEYS_KINDS - (r == 0); kind++) {
+                    uint64_t seed = 5 + rows[r] + dims[d];
+                    size_t n = rows[r], dim = dims[d], stride = dim + 5;
+                    float *v = get(n * stride * sizeof *v), *apart = get(n * stride * sizeof *apart);
+                    kern_f16 *want = get(dim * sizeof *want), *got = get(dim * sizeof *got);
+                    make_keys(kind, v, n, dim, &seed);
+                    for (size_t k = 0; k < n; k++) memcpy(apart + k * stride, v + k * dim, dim * sizeof *v);
+                    kern_get("ref")->index_mean(v, dim, n, dim, want);
+                    table_at(i)->index_mean(apart, stride, n, dim, got);
+                    CHECK(!memcmp(want, got, dim * sizeof *got) && is_guarded(got, dim * sizeof *got));
+                    for (size_t k = 0; k < dim; k++) CHECK(isfinite(kern_f16_to_f32(got[k])));
+                    if (kind == KEYS_PLAIN && n > 1) CHECK(fabsf(kern_f16_to_f32(got[3]) - (v[3] + v[dim + 3]) / 2) < (n == 2 ? 1e-3f : 4));
+                    free(v), free(apart), free(want), free(got);
+                }
+}
+
+static void check_mix(const kern_table *kern, size_t n, size_t n_q, size_t dim)
+{
+    uint64_t seed = 3 + n + n_q;
+    size_t stride = n + 3;
+    float *weights = get(n_q * stride * sizeof *weights), *want = get(n_q * dim * sizeof *want), *got = get(n_q * dim * sizeof *got);
+    kern_f16 *halves = get(n * dim * sizeof *halves);
+    const kern_f16 **means = get(n * sizeof *means);
+    for (size_t i = 0; i < n_q * stride; i++) weights[i] = test_uniform(&seed);
+    for (size_t i = 0; i < n * dim; i++) halves[i] = kern_f32_to_f16(normal(&seed));
+    for (size_t i = 0; i < n; i++) means[i] = halves + (i * 7 + 3) % n * dim;
+    kern_get("ref")->index_mix(weights, stride, n_q, means, n, dim, want);
+    kern->index_mix(weights, stride, n_q, means, n, dim, got);
+    for (size_t i = 0; i < n_q * dim; i++) CHECK_NEAR(got[i], want[i], 1e-6 * (double)(n + 1));
+    CHECK(is_guarded(got, n_q * dim * sizeof *got));
+    free(weights), free(want), free(got), free(halves), free(means);
+}
+
+static void test_mixes(void)
+{
+    static const size_t sizes[] = {0, 1, 2, 64, 300}, queries[] = {1, 2, 3, 4, 7, 8, 32};
+    for (size_t i = 0; i < N_TABLES; i++)
+        for (size_t n = 0; table_at(i) && n < sizeof sizes / sizeof *sizes; n++)
+            for (size_t q = 0; q < sizeof queries / sizeof *queries; q++)
+                for (size_t d = 0; d < N_DIMS; d++) check_mix(table_at(i), sizes[n], queries[q], dims[d]);
+}
+
 /* AVX2, AVX-512 and NEON compute the same. */
 static void test_vector_isas_agree(void)
 {
@@ -448,6 +498,19 @@ static void test_vector_isas_agree(void)
         CHECK_ISA_HASH(t->isa, "index_lse, index_votes", isa_hash(isa_hash(ISA_HASH_START, lse, s.n_q), votes, r.n), UINT64_C(0x6c819ad7ffc09885));
         kept_free(&r);
     }
+    for (size_t i = FIRST_VECTOR_ISA; i < N_TABLES; i++) {
+        const kern_table *t = table_at(i);
+        if (!t) continue;
+        uint64_t seed = 77;
+        float weights[3 * 40], o[3 * 112];
+        kern_f16 halves[40 * 112];
+        const kern_f16 *means[40];
+        for (size_t k = 0; k < 3 * 40; k++) weights[k] = test_uniform(&seed);
+        for (size_t k = 0; k < 40 * 112; k++) halves[k] = kern_f32_to_f16(normal(&seed));
+        for (size_t k = 0; k < 40; k++) means[k] = halves + k * 112;
+        t->index_mix(weights, 40, 3, means, 40, 112, o);
+        CHECK_ISA_HASH(t->isa, "index_mix", isa_hash(ISA_HASH_START, o, 3 * 112), UINT64_C(0x82c2c96775c4708d));
+    }
     scene_free(&s);
 }
 
@@ -463,6 +526,8 @@ int main(void)
     RUN(test_company);
     RUN(test_estimates_follow_scores);
     RUN(test_votes);
+    RUN(test_means);
+    RUN(test_mixes);
     RUN(test_vector_isas_agree);
     return test_done();
 }

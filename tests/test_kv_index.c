@@ -93,7 +93,7 @@ static const uint8_t *code_of(const kv_seq *s, uint32_t arena, uint64_t page)
     return kv_code(s, arenas[arena].layer, arenas[arena].head, page);
 }
 
-/* Every full page's code is that of the values that can be read of its rows. */
+/* Every full page's code and mean are those of the values that can be read of its rows. */
 static void compare(const kv_seq *s, unsigned planes)
 {
     static float rows[KV_PAGE_ROWS][2 * DIM];
@@ -106,6 +106,9 @@ static void compare(const kv_seq *s, unsigned planes)
             const uint8_t *code = code_of(s, a, page);
             CHECK((uintptr_t)code % MEM_ALIGN == 0 && !memcmp(code, want, front));
             if (planes > 1) CHECK(!memcmp(kv_code_outer(s, arenas[a].layer, arenas[a].head, page), want + front, bytes - front));
+            kern_f16 mean[DIM];
+            kern_get("ref")->index_mean(rows[0] + DIM, 2 * DIM, KV_PAGE_ROWS, DIM, mean);
+            CHECK(!memcmp(kv_value_mean(s, arenas[a].layer, arenas[a].head, page), mean, sizeof mean));
             CHECK_INT(((const uint8_t *)kv_side(s, arenas[a].layer, arenas[a].head, page * KV_PAGE_ROWS))[ROOM - 1], 77);
         }
     }
@@ -253,7 +256,7 @@ static void expect_bad(const kv_store *st, const char *where)
     CHECK_HAS(err.msg, where);
 }
 
-/* Any byte of a code, and the rows under it. */
+/* Any byte of a code or mean, and the rows under them. */
 static void test_damage_is_found(void)
 {
     spw_err err = {0};
@@ -271,12 +274,22 @@ static void test_damage_is_found(void)
                 expect_bad(st, "layer 0, head 1");
                 code[i] ^= 16;
             }
+            for (size_t i = 0; i < DIM; i += 5) {
+                kern_f16 *mean = (kern_f16 *)(uintptr_t)kv_value_mean(s, 1, 0, 1);
+                mean[i] ^= 1;
+                expect_bad(st, "layer 1, head 0");
+                mean[i] ^= 1;
+            }
             kern_span span[KV_MAX_SPANS];
             kv_spans(s, 1, 0, 2, 1, types[t] == KV_Q8, span);
             uint8_t *key = (uint8_t *)(uintptr_t)span[0].rows;
             for (size_t i = 0; i < 4; i++) key[i] ^= 0x55;
             expect_bad(st, "layer 1, head 0");
             for (size_t i = 0; i < 4; i++) key[i] ^= 0x55;
+            uint8_t *value = key + DIM * (types[t] == KV_F32 ? 4 : types[t] == KV_F16 ? 2 : 1);
+            value[types[t] == KV_F32 ? 2 : 1] ^= 0x70;
+            expect_bad(st, "mean of V");
+            value[types[t] == KV_F32 ? 2 : 1] ^= 0x70;
             CHECK_OK(kv_check(st, &err), err);
             long needed = types[t] == KV_F32 ? 3 : 4; /* counts, and what the check of codes works with */
             for (long n = 0; n <= needed; n++) {
@@ -302,16 +315,16 @@ static void test_bytes(void)
         CHECK_INT(kv_complete_scratch(none), 0);
         kv_seq *s = new_seq(none);
         CHECK(append(s, types[t], KV_PAGE_ROWS, CTX, false, 1, &err));
-        CHECK(!kv_code(s, 0, 0, 0));
+        CHECK(!kv_code(s, 0, 0, 0) && !kv_value_mean(s, 0, 0, 0));
         kv_seq_free(s);
         free_store(none);
         for (unsigned planes = 1; planes <= KERN_INDEX_PLANES; planes++) {
             kv_store *st = new_store(types[t], planes);
-            uint64_t code = kern_index_bytes(KV_PAGE_ROWS, DIM, planes);
+            uint64_t code = kern_index_bytes(KV_PAGE_ROWS, DIM, planes), mean = (DIM * sizeof(kern_f16) + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
             CHECK_INT(kv_index_planes(st), planes);
-            CHECK_INT(kv_index_bytes_per_page(st), ARENAS * code);
-            CHECK_INT(kv_bytes_per_page(st), without + ARENAS * code);
-            CHECK_INT(kv_pos_bytes(types[t], DIM, planes) - kv_pos_bytes(types[t], DIM, 0), (code + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS);
+            CHECK_INT(kv_index_bytes_per_page(st), ARENAS * (code + mean));
+            CHECK_INT(kv_bytes_per_page(st), without + ARENAS * (code + mean));
+            CHECK_INT(kv_pos_bytes(types[t], DIM, planes) - kv_pos_bytes(types[t], DIM, 0), (code + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS + (mean + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS);
             free_store(st);
         }
     }

@@ -81,6 +81,7 @@ static void test_random_timelines(void)
         policy_params pp = params_of(1 + (uint32_t)(test_rand(&seed) % MAX_GROUP), sinks[test_rand(&seed) % 5], windows[test_rand(&seed) % 4], budgets[test_rand(&seed) % 7],
                                      blocks[test_rand(&seed) % 5]);
         pp.rule = round % 2 ? POLICY_MODEL : (policy_rule)(test_rand(&seed) % POLICY_MODEL); /* of adaptive: the one that remembers needs more rounds */
+        if (test_rand(&seed) % 3 > 0) pp.stand_in = POLICY_MEANS;
         if (test_rand(&seed) % 4 == 0) pp.min_ctx = test_rand(&seed) % 600;
         t.store = new_store(t.type);
         CHECK_OK(kv_seq_create(&t.seq, t.store, CTX, &err), err);

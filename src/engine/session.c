@@ -7,7 +7,7 @@
 
 spw_session_params spw_session_default_params(void)
 {
-    return (spw_session_params){.kv_policy = "adaptive", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_rule = SPW_KV_MODEL, .kv_beta = 1, .sparse_min_ctx = 2048};
+    return (spw_session_params){.kv_policy = "adaptive", .kv_sink = 64, .kv_window = 256, .kv_budget = -1, .kv_rule = SPW_KV_MODEL, .kv_rest = SPW_KV_REST_MEAN, .kv_beta = 1, .sparse_min_ctx = 2048};
 }
 
 /* A session without timeline and policy: what create and fork share. */
@@ -45,11 +45,13 @@ static spw_status start_policies(spw_session *s, const spw_session_params *p, sp
 {
     static const policy_rule rules[] = {[SPW_KV_FLAT] = POLICY_FLAT, [SPW_KV_THRESHOLD] = POLICY_THRESHOLD, [SPW_KV_TOP_P] = POLICY_TOP_P, [SPW_KV_ERROR] = POLICY_ERROR,
                                          [SPW_KV_LAYER] = POLICY_LAYER, [SPW_KV_MODEL] = POLICY_MODEL};
+    static const policy_stand_in stand_ins[] = {[SPW_KV_REST_NONE] = POLICY_NOTHING, [SPW_KV_REST_MEAN] = POLICY_MEANS};
     const spw_engine *e = s->engine;
+    if ((unsigned)p->kv_rest >= sizeof stand_ins / sizeof *stand_ins) return spw_fail(err, SPW_E_ARG, "KV rest: unknown number %d", (int)p->kv_rest);
     if ((unsigned)p->kv_rule >= sizeof rules / sizeof *rules) return spw_fail(err, SPW_E_ARG, "KV rule: unknown number %d", (int)p->kv_rule);
     policy_params pp = {.n_layer = e->model->hp.n_layer, .n_head_kv = e->n_head_kv, .group = e->group, .dim = e->dim, .sink = p->kv_sink, .window = p->kv_window,
                         .min_ctx = p->sparse_min_ctx, .budget = p->kv_budget, .block = p->kv_block, .rule = rules[p->kv_rule], .threshold = p->kv_threshold,
-                        .error = p->kv_error, .beta = p->kv_beta};
+                        .error = p->kv_error, .stand_in = stand_ins[p->kv_rest], .beta = p->kv_beta};
     return policy_layers_init(&s->policies, p->kv_policy ? p->kv_policy : "adaptive", &pp, err);
 }
 

@@ -17,8 +17,6 @@
 #include "quant.h"
 #include "status.h"
 
-typedef uint16_t kern_f16; /* the bits of an IEEE half */
-
 /* dst[0..n) = the values of n weights of one type at src.  n is a multiple of the type's block.  src has no alignment. */
 typedef void kern_dequant_fn(const void *src, size_t n, float *dst);
 
@@ -231,6 +229,8 @@ typedef struct kern_table {
     kern_index_scan_fn *index_scan;
     kern_index_lse_fn *index_lse;
     kern_index_votes_fn *index_votes;
+    kern_index_mean_fn *index_mean;
+    kern_index_mix_fn *index_mix;
     pack_form pack_form;                     /* of what pack_x makes and pack_dot takes */
     kern_pack_x_fn *pack_x;                  /* NULL in ref, which computes with the values of the file */
     kern_pack_dot_fn *pack_dot[QUANT_TYPES]; /* NULL where the type has no packed form */

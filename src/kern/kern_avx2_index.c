@@ -19,6 +19,12 @@ enum {
 /* ---- lanes ------------------------------------------------------------------------------------------ */
 
 KERN_INLINE index_lanes lanes_load(const float *p) { return (index_lanes){_mm256_loadu_ps(p), _mm256_loadu_ps(p + AVX2_LANES)}; }
+KERN_INLINE index_lanes lanes_halves(const kern_f16 *p)
+{
+    const __m128i *at = (const __m128i *)(const void *)p;
+    return (index_lanes){_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+}
+
 KERN_INLINE void lanes_store(float *p, index_lanes x) { _mm256_storeu_ps(p, x.low), _mm256_storeu_ps(p + AVX2_LANES, x.high); }
 KERN_INLINE index_lanes lanes_fill(float v) { return (index_lanes){_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 KERN_INLINE index_lanes lanes_add(index_lanes a, index_lanes b) { return (index_lanes){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
@@ -602,4 +608,6 @@ void kern_fill_avx2_index(kern_table *t)
     t->index_scan = scan;
     t->index_lse = lse;
     t->index_votes = votes;
+    t->index_mean = index_make_mean;
+    t->index_mix = index_mix;
 }

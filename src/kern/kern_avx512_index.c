@@ -118,4 +118,6 @@ void kern_fill_avx512_index(kern_table *t)
     t->index_scan = scan;
     t->index_lse = lse;
     t->index_votes = votes;
+    t->index_mean = index_make_mean;
+    t->index_mix = index_mix;
 }

@@ -28,6 +28,7 @@ KERN_INLINE __m512i index_list(uint64_t mask);
 /* ---- lanes ------------------------------------------------------------------------------------------ */
 
 KERN_INLINE index_lanes lanes_load(const float *p) { return _mm512_loadu_ps(p); }
+KERN_INLINE index_lanes lanes_halves(const kern_f16 *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
 KERN_INLINE void lanes_store(float *p, index_lanes x) { _mm512_storeu_ps(p, x); }
 KERN_INLINE index_lanes lanes_fill(float v) { return _mm512_set1_ps(v); }
 KERN_INLINE index_lanes lanes_add(index_lanes a, index_lanes b) { return _mm512_add_ps(a, b); }

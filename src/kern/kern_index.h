@@ -1,4 +1,4 @@
-/* kern_index.h - the index of keys: low-bit codes of pages of keys, and the scan that estimates scores from them.
+/* kern_index.h - the index of keys: low-bit codes of pages of keys, and the scan that estimates scores from them; and mean values of pages, which stand for what is not read.
  *
  * The one thing to know: a page's code is a function of the page's own keys, and the same bits in every ISA; estimates are the same bits in every ISA with vectors.
  * The idea is that of RaBitQ (Gao and Long 2024, section 3): rotate what is left of a vector behind a mean, keep signs and one factor, and estimate inner products from those.
@@ -30,6 +30,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "quant.h"
+
 enum { KERN_INDEX_GROUP = 64, KERN_INDEX_DIM = 512, KERN_INDEX_PLANES = 4 }; /* positions of a group; channels at most, a multiple of 16; planes at most */
 enum { KERN_INDEX_USUAL = 3 }; /* planes of the default (docs/FIDELITY.md) */
 
@@ -38,6 +40,9 @@ size_t kern_index_bytes(size_t n_rows, size_t dim, unsigned planes);
 /* Bytes that a scan reads for n positions (signs, scale, and the share of the mean of a page of 128), and that refining reads for n more (0 with one plane). */
 size_t kern_index_scan_bytes(size_t n_pos, size_t dim);
 size_t kern_index_refine_bytes(size_t n_pos, size_t dim, unsigned planes);
+
+/* The variance of an estimated score for a query of length 1, from all planes: what is left of Gaussian r, from some of the scales of these pages.  n_pages >= 1. */
+float kern_index_variance(const void *const *pages, size_t n_pages, size_t page_rows, size_t dim, unsigned planes);
 
 /* Makes the code of n_rows >= 1 keys, row stride in floats.  Writes every byte of kern_index_bytes. */
 typedef void kern_index_code_fn(const float *k, size_t stride, size_t n_rows, size_t dim, unsigned planes, void *code);
@@ -75,5 +80,11 @@ typedef void kern_index_lse_fn(const float *estimates, size_t stride, size_t n, 
 /* votes[i] = sum over heads g of e^(estimates[g * stride + i] - lse[g]), or the largest of them; no exponent counts for more than KERN_INDEX_VOTE. */
 #define KERN_INDEX_VOTE 80.0f
 typedef void kern_index_votes_fn(const float *estimates, size_t stride, size_t n, size_t n_q, const float *lse, bool largest, float *votes);
+
+/* mean[d] = the mean of channel d of n_rows >= 1 rows, stride in floats, rounded to half; beyond halves or not a number: the largest half.  The same bits in every ISA. */
+typedef void kern_index_mean_fn(const float *v, size_t stride, size_t n_rows, size_t dim, kern_f16 *mean);
+
+/* o[g * dim + d] = sum over i < n of weights[g * stride + i] * means[i][d], in the order of i; n_q <= KERN_MAX_G heads.  The same bits in every ISA with vectors. */
+typedef void kern_index_mix_fn(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o);
 
 #endif

@@ -22,6 +22,7 @@ enum {
     INDEX_FULL = 64 + 48,   /* kept positions that are enough for refining 64 of them: those have been asked for some time ago */
     INDEX_WAITING = 512,    /* places for kept positions that wait */
     INDEX_STEPS = 8,        /* groups that are scanned together */
+    INDEX_SOME = 64,        /* pages that tell how large errors are */
     INDEX_ROOM = (INDEX_STEPS + 1) * KERN_INDEX_GROUP, /* for what is kept of them, and a vector more */
 };
 /* The integers of a chunk add up to this and half of each of 24 more by rounding. */
@@ -74,6 +75,13 @@ KERN_INLINE float index_sign_factor(unsigned planes)
 {
     return planes < 2 ? 1 : planes == 2 ? 1.59890f : planes == 3 ? 2.72314f : 4.76325f;
 }
+
+/* What is left of the variance of Gaussian r behind its levels; and (r / mean |r|)^2 of it on the mean. */
+KERN_INLINE float index_left(unsigned planes)
+{
+    return planes < 2 ? 0.36338f : planes == 2 ? 0.11885f : planes == 3 ? 0.03744f : 0.01154f;
+}
+#define INDEX_HALF_PI 1.57079633f
 
 /* The square from which on |r| is at least i steps, for a mean square. */
 KERN_INLINE float index_limit(float mean_square, unsigned planes, int i)

@@ -1,4 +1,4 @@
-/* kern_index_make.h - making codes and preparing queries, for every ISA with vectors.
+/* kern_index_make.h - making codes, preparing queries, and mean values, for every ISA with vectors.
  *
  * The one thing to know: the file that includes this one has defined index_lanes, 16 floats, and what can be done with them.  Each of those operations is exact or rounded once in each
  * lane, and sums over channels are those of 16 lanes, folded by the tree of kern_simd.h: so codes are the same bits everywhere. */
@@ -8,6 +8,7 @@
 #include "kern_index_code.h"
 
 KERN_INLINE index_lanes lanes_load(const float *p);
+KERN_INLINE index_lanes lanes_halves(const kern_f16 *p);
 KERN_INLINE void lanes_store(float *p, index_lanes x);
 KERN_INLINE index_lanes lanes_fill(float v);
 KERN_INLINE index_lanes lanes_add(index_lanes a, index_lanes b);
@@ -21,6 +22,8 @@ KERN_INLINE index_lanes lanes_butterfly(index_lanes x, int h);
 KERN_INLINE unsigned lanes_signs(index_lanes r);
 /* 2 where r * r > limit, 0 elsewhere; bits: where. */
 KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where);
+
+enum { INDEX_MIX_HEADS = 2, INDEX_MIX_VECTORS = 4 }; /* of a tile whose sums are in registers */
 
 /* ---- rotation --------------------------------------------------------------------------------------- */
 
@@ -69,15 +72,19 @@ static inline void index_rotate(const float *row, size_t n, index_lanes *x)
 
 /* ---- codes ------------------------------------------------------------------------------------------ */
 
+/* Vector i of the sum of rows. */
+KERN_INLINE index_lanes index_sum(const float *k, size_t stride, size_t n_rows, size_t i)
+{
+    index_lanes sum = lanes_load(k + i * KERN_LANES);
+    for (size_t r = 1; r < n_rows; r++) sum = lanes_add(sum, lanes_load(k + r * stride + i * KERN_LANES));
+    return sum;
+}
+
 /* The rotated mean as halves, and what those are. */
-static inline void index_mean(const float *k, size_t stride, size_t n_rows, size_t n, kern_f16 *halves, float *mean)
+static inline void index_rotated_mean(const float *k, size_t stride, size_t n_rows, size_t n, kern_f16 *halves, float *mean)
 {
     index_lanes x[INDEX_VECTORS];
-    for (size_t i = 0; i < n; i++) {
-        index_lanes sum = lanes_load(k + i * KERN_LANES);
-        for (size_t r = 1; r < n_rows; r++) sum = lanes_add(sum, lanes_load(k + r * stride + i * KERN_LANES));
-        lanes_store(mean + i * KERN_LANES, sum);
-    }
+    for (size_t i = 0; i < n; i++) lanes_store(mean + i * KERN_LANES, index_sum(k, stride, n_rows, i));
     for (size_t d = 0; d < n * KERN_LANES; d++) mean[d] /= (float)n_rows;
     index_rotate(mean, n, x);
     for (size_t i = 0; i < n; i++) lanes_store(mean + i * KERN_LANES, x[i]);
@@ -132,7 +139,7 @@ static inline void index_make_code(const float *k, size_t stride, size_t n_rows,
     uint8_t *out = code;
     kern_f16 *scales = (kern_f16 *)(void *)(out + at.scales);
     memset(code, 0, at.bytes);
-    index_mean(k, stride, n_rows, n, (kern_f16 *)(void *)(out + at.mean), mean);
+    index_rotated_mean(k, stride, n_rows, n, (kern_f16 *)(void *)(out + at.mean), mean);
     for (size_t i = 0; i < n_rows; i++) {
         uint8_t *signs = out + i / KERN_INDEX_GROUP * at.group_bytes + index_entry(i % KERN_INDEX_GROUP);
         scales[i] = index_half(index_row(k + i * stride, mean, n, planes, signs, out + at.outer + i * at.outer_bytes));
@@ -183,6 +190,53 @@ KERN_INLINE void index_prepare(const float *q, size_t q_stride, size_t n_q, size
         p.step[g] = index_step_of(rotated, dim);
         p.total[g] = index_round(rotated, dim, p.step[g], whole);
         make_tables(whole, dim, p.tables + g * p.table_bytes);
+    }
+}
+
+/* ---- means ------------------------------------------------------------------------------------------ */
+
+static inline void index_make_mean(const float *v, size_t stride, size_t n_rows, size_t dim, kern_f16 *mean)
+{
+    float sum[KERN_LANES];
+    for (size_t i = 0; i < dim / KERN_LANES; i++) {
+        lanes_store(sum, index_sum(v, stride, n_rows, i));
+        for (size_t j = 0; j < KERN_LANES; j++) mean[i * KERN_LANES + j] = index_half(sum[j] / (float)n_rows);
+    }
+}
+
+/* n_q heads and n_v vectors from number `at` on. */
+KERN_INLINE void index_mix_tile(const float *weights, size_t stride, const kern_f16 *const *means, size_t n, size_t dim, size_t at, const int n_q, const int n_v, float *o)
+{
+    index_lanes sum[INDEX_MIX_HEADS][INDEX_MIX_VECTORS];
+    KERN_UNROLL for (int g = 0; g < n_q; g++)
+        KERN_UNROLL for (int v = 0; v < n_v; v++) sum[g][v] = lanes_fill(0);
+    for (size_t i = 0; i < n; i++) {
+        index_lanes x[INDEX_MIX_VECTORS];
+        KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = lanes_halves(means[i] + (at + (size_t)v) * KERN_LANES);
+        KERN_UNROLL for (int g = 0; g < n_q; g++) {
+            const index_lanes w = lanes_fill(weights[(size_t)g * stride + i]);
+            KERN_UNROLL for (int v = 0; v < n_v; v++) sum[g][v] = lanes_add(sum[g][v], lanes_mul(w, x[v]));
+        }
+    }
+    KERN_UNROLL for (int g = 0; g < n_q; g++)
+        KERN_UNROLL for (int v = 0; v < n_v; v++) lanes_store(o + (size_t)g * dim + (at + (size_t)v) * KERN_LANES, sum[g][v]);
+}
+
+static inline void index_mix(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o)
+{
+    for (size_t g = 0; g < n_q;) {
+        const size_t heads = kern_min_size(INDEX_MIX_HEADS, n_q - g), n_v = dim / KERN_LANES;
+        const float *w = weights + g * stride;
+        float *to = o + g * dim;
+        if (heads < INDEX_MIX_HEADS) {
+            for (size_t at = 0; at < n_v; at++) index_mix_tile(w, stride, means, n, dim, at, 1, 1, to);
+            g++;
+            continue;
+        }
+        size_t at = 0;
+        for (; at + INDEX_MIX_VECTORS <= n_v; at += INDEX_MIX_VECTORS) index_mix_tile(w, stride, means, n, dim, at, INDEX_MIX_HEADS, INDEX_MIX_VECTORS, to);
+        for (; at < n_v; at++) index_mix_tile(w, stride, means, n, dim, at, INDEX_MIX_HEADS, 1, to);
+        g += INDEX_MIX_HEADS;
     }
 }
 

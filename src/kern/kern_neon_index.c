@@ -22,6 +22,13 @@ KERN_INLINE index_lanes lanes_load(const float *p)
     return (index_lanes){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
 }
 
+KERN_INLINE index_lanes lanes_halves(const kern_f16 *p)
+{
+    index_lanes x;
+    KERN_UNROLL for (int c = 0; c < NEON_QUARTERS; c++) x.v[c] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + c * NEON_LANES)));
+    return x;
+}
+
 KERN_INLINE void lanes_store(float *p, index_lanes x)
 {
     KERN_UNROLL for (int c = 0; c < NEON_QUARTERS; c++) vst1q_f32(p + c * NEON_LANES, x.v[c]);
@@ -429,4 +436,6 @@ void kern_fill_neon_index(kern_table *t)
     t->index_scan = scan;
     t->index_lse = lse;
     t->index_votes = votes;
+    t->index_mean = index_make_mean;
+    t->index_mix = index_mix;
 }

@@ -21,6 +21,20 @@ size_t kern_index_refine_bytes(size_t n_pos, size_t dim, unsigned planes)
     return n_pos * (planes - 1) * (dim / 8);
 }
 
+float kern_index_variance(const void *const *pages, size_t n_pages, size_t page_rows, size_t dim, unsigned planes)
+{
+    const index_layout at = index_layout_of(page_rows, dim, planes);
+    const size_t step = (n_pages + INDEX_SOME - 1) / INDEX_SOME;
+    size_t n = 0;
+    float sum = 0;
+    for (size_t i = 0; i < n_pages; i += step, n++) {
+        const kern_f16 *scales = (const kern_f16 *)(const void *)((const uint8_t *)pages[i] + at.scales);
+        const float mean = index_sign_factor(planes) * kern_f16_to_f32(scales[i % page_rows]); /* of |r| */
+        sum += mean * mean;
+    }
+    return index_left(planes) * INDEX_HALF_PI * sum / (float)n;
+}
+
 size_t kern_index_query_bytes(size_t n_q, size_t dim)
 {
     return index_query_numbers(n_q, dim) * sizeof(float) + n_q * index_table_bytes(dim);
@@ -173,6 +187,28 @@ static void votes(const float *estimates, size_t stride, size_t n, size_t n_q, c
     }
 }
 
+/* ---- means ------------------------------------------------------------------------------------------ */
+
+static void mean_of(const float *v, size_t stride, size_t n_rows, size_t dim, kern_f16 *mean)
+{
+    for (size_t d = 0; d < dim; d++) {
+        float sum = v[d];
+        for (size_t i = 1; i < n_rows; i++) sum += v[i * stride + d];
+        mean[d] = index_half(sum / (float)n_rows);
+    }
+}
+
+static void mix(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o)
+{
+    for (size_t g = 0; g < n_q; g++) {
+        for (size_t d = 0; d < dim; d++) {
+            double sum = 0;
+            for (size_t i = 0; i < n; i++) sum += (double)weights[g * stride + i] * (double)kern_f16_to_f32(means[i][d]);
+            o[g * dim + d] = (float)sum;
+        }
+    }
+}
+
 void kern_fill_ref_index(kern_table *t)
 {
     t->index_code = code;
@@ -180,4 +216,6 @@ void kern_fill_ref_index(kern_table *t)
     t->index_scan = scan;
     t->index_lse = lse;
     t->index_votes = votes;
+    t->index_mean = mean_of;
+    t->index_mix = mix;
 }

@@ -36,6 +36,8 @@ typedef struct quant_info {
     uint32_t block_bytes;
 } quant_info;
 
+typedef uint16_t kern_f16; /* the bits of an IEEE half */
+
 /* NULL for a type that this build does not know. */
 const quant_info *quant_get(uint32_t type);
 /* ggml's name of any type number it ever used ("IQ2_XXS"), or NULL: for messages. */

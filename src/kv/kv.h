@@ -10,7 +10,7 @@
  * A segment is one reservation of address space; the store adds segments as sessions are created, so that a page, once promised to a
  * session, can always be had.  Memory appears when rows are written.  Arenas start at multiples of 2 MiB; huge pages are asked for from an arena's second
  * 2 MiB on (of what lies beside rows, the room for digests left out, from the second half of the first on), so that short sessions stay small.  A side arena has, of all its pages, first the codes without their outer planes (those of
- * adjacent pages are one stream), then the outer planes, then the scales of KV_Q8, then side_bytes of room for the digests of policies.  All are shared and copied with the rows.
+ * adjacent pages are one stream), then the outer planes, then the means of V, then the scales of KV_Q8, then side_bytes of room for the digests of policies.  All are shared and copied with the rows.
  *
  * Full pages are immutable and may belong to several sequences; the last page of a sequence is copied before it is written when it is shared.
  *
@@ -29,7 +29,8 @@
  * Index.  A store may keep low-bit codes of all keys (kern_index.h), by which policies choose positions: one code for each full page, layer and head.  It is a
  * function of the K that this page holds and of nothing else, its own mean key included, and is made once, when the page is full (kv_complete).  So it does not
  * depend on how rows came, no state of a sequence goes with it, and whoever has a page has its code.  For KV_Q8 it is the code of what the bytes stand
- * for: what attention will read, and what remains to check it by.  Positions of a page that is not full have no code.
+ * for: what attention will read, and what remains to check it by.  Positions of a page that is not full have no code.  Beside the code of its K a page has the mean of its V, made
+ * alike, which may stand for rows that are not read (policy_rest.h).
  *
  * Invariants, asserted by kv_check:
  *   1. refs of a page = how many sequence entries name it;
@@ -38,7 +39,7 @@
  *   4. len <= opened <= reserved <= n_ctx of the sequence;
  *   5. promised = sum over sequences of the pages of n_ctx, plus one each for copying; it never exceeds the pages of all segments;
  *   6. a KV_Q8 sequence has a tail, and a spill if and only if it opened positions beyond the tail page: whole pages that hold the last opened ones;
- *   7. with an index, the code of every full page below len is, byte for byte, the code of its rows.
+ *   7. with an index, the code and the mean of V of every full page below len are, byte for byte, those of its rows.
  *
  * One thread at a time changes the store; reading rows of distinct or the same sequences from many threads is safe while nobody reserves or frees. */
 #ifndef SPW_KV_H
@@ -110,7 +111,7 @@ void kv_seq_commit(kv_seq *s, uint64_t n);
 /* Keeps the first len positions; drops what was reserved beyond them. */
 void kv_seq_truncate(kv_seq *s, uint64_t len);
 
-/* When all rows last opened have been written in this layer and head: makes bytes of the pages that they fill (KV_Q8) and their codes (index); otherwise nothing.
+/* When all rows last opened have been written in this layer and head: makes bytes of the pages that they fill (KV_Q8), their codes and means (index); otherwise nothing.
  * Threads may do it for different layers and heads at the same time, each with a scratch of kv_complete_scratch floats of its own (0: NULL will do). */
 void kv_complete(const kv_seq *s, uint32_t layer, uint32_t head, float *scratch);
 size_t kv_complete_scratch(const kv_store *st);
@@ -126,6 +127,8 @@ void kv_read_row(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos, f
 const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
 /* Its outer planes, which lie apart; NULL with fewer than two planes.  kv_code has the areas before it. */
 const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
+/* The mean of V over a full page, as halves [dim]; NULL without an index. */
+const kern_f16 *kv_value_mean(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
 /* The room for digests of the page that holds pos, side_bytes aligned to 64, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS.

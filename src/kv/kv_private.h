@@ -13,9 +13,9 @@
 
 #define KV_NO_PAGE UINT32_MAX
 
-/* What lies beside the rows.  A side arena has, of all its pages, first the codes without their outer planes, so that a scan reads one stream; then the outer planes of all; then the scales
- * of KV_Q8; then the room for digests. */
-typedef enum kv_area { KV_CODES, KV_OUTER, KV_SCALES, KV_ROOM, KV_AREAS } kv_area;
+/* What lies beside the rows.  A side arena has, of all its pages, first the codes without their outer planes, so that a scan reads one stream; then the outer planes of all; then the means
+ * of V; then the scales of KV_Q8; then the room for digests. */
+typedef enum kv_area { KV_CODES, KV_OUTER, KV_MEANS, KV_SCALES, KV_ROOM, KV_AREAS } kv_area;
 
 typedef struct kv_segment {
     uint8_t *base;

@@ -37,6 +37,12 @@ static size_t code_bytes(uint32_t dim, unsigned planes)
     return planes ? kern_index_bytes(KV_PAGE_ROWS, dim, planes) : 0;
 }
 
+/* The mean value of one page in one arena, which a store with an index keeps. */
+static size_t mean_bytes(uint32_t dim, unsigned planes)
+{
+    return planes ? round_up(dim * sizeof(kern_f16), MEM_ALIGN) : 0;
+}
+
 /* A position's part of what a page has. */
 static size_t part_of(size_t page_bytes)
 {
@@ -45,7 +51,7 @@ static size_t part_of(size_t page_bytes)
 
 size_t kv_pos_bytes(kv_type type, uint32_t dim, unsigned index_planes)
 {
-    return 2 * (size_t)dim * elem_bytes(type) + part_of(type == KV_Q8 ? scale_bytes(dim) : 0) + part_of(code_bytes(dim, index_planes));
+    return 2 * (size_t)dim * elem_bytes(type) + part_of(type == KV_Q8 ? scale_bytes(dim) : 0) + part_of(code_bytes(dim, index_planes)) + part_of(mean_bytes(dim, index_planes));
 }
 
 spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err)
@@ -64,6 +70,7 @@ spw_status kv_store_create(kv_store **out, const kv_config *config, spw_err *err
     st->page_bytes = st->row_bytes * KV_PAGE_ROWS;
     st->area_bytes[KV_CODES] = code_bytes(config->dim, config->index_planes ? 1 : 0);
     st->area_bytes[KV_OUTER] = code_bytes(config->dim, config->index_planes) - st->area_bytes[KV_CODES];
+    st->area_bytes[KV_MEANS] = mean_bytes(config->dim, config->index_planes);
     st->area_bytes[KV_SCALES] = config->type == KV_Q8 ? round_up(scale_bytes(config->dim), MEM_ALIGN) : 0;
     st->area_bytes[KV_ROOM] = round_up(config->side_bytes, MEM_ALIGN);
     for (int i = 0; i < KV_AREAS; i++) st->side_bytes += st->area_bytes[i];
@@ -113,7 +120,7 @@ uint64_t kv_bytes_per_page(const kv_store *st)
 
 uint64_t kv_index_bytes_per_page(const kv_store *st)
 {
-    return (uint64_t)kv_n_arenas(st) * kv_code_bytes(st);
+    return (uint64_t)kv_n_arenas(st) * (kv_code_bytes(st) + st->area_bytes[KV_MEANS]);
 }
 
 /* Asks for the memory of each KV head's arenas on the node that will read it; refusals are ignored. */

@@ -349,13 +349,23 @@ static void run_item(void *ctx, size_t item, int worker)
     else run_decode(x, it, next_like(x, item), &x->scratch[worker]);
 }
 
-/* Folds the partials of a run of items, in their order. */
-static void fold_items(exec *x, size_t first, size_t n, exec_scratch *s)
+/* Folds the partials of a run of items, in their order, into o and lse. */
+static void fold_items(const exec *x, size_t first, size_t n, float *o, float *lse)
 {
     for (size_t i = first; i < first + n; i++) {
         const plan_item *it = &x->plan->items[i];
         for (size_t g = it->q_first, at = it->partial; g < (size_t)it->q_first + it->n_q; g++, at++)
-            x->kern->merge(s->total + g * x->dim, &s->total_lse[g], x->partials + at * x->dim, x->lse[at], x->dim);
+            x->kern->merge(o + g * x->dim, &lse[g], x->partials + at * x->dim, x->lse[at], x->dim);
+    }
+}
+
+/* Adds to the totals what stands for positions that were not chosen (policy_rest); s->part: of each head what those give that were. */
+static void add_rest(const exec *x, const policy_rest *rest, exec_scratch *s)
+{
+    for (size_t g = 0; g < x->layer->group; g++) {
+        float *value = s->part + g * x->dim;
+        for (size_t d = 0; d < x->dim; d++) value[d] = rest->o[g * x->dim + d] + rest->lean * value[d];
+        x->kern->merge(s->total + g * x->dim, &s->total_lse[g], value, rest->lse[g], x->dim);
     }
 }
 
@@ -364,11 +374,19 @@ static void run_merge(exec *x, size_t part, exec_scratch *s)
 {
     const plan_merge *m = &x->plan->merges[part];
     size_t group = x->layer->group;
+    const policy_rest *rest = &x->plan->parts[part].choice.rest;
     set_empty(s->total, s->total_lse, group, x->dim);
-    fold_items(x, m->first_base, m->n_base, s);
-    fold_items(x, m->first_item, m->n_items, s);
-    store_out(x, o_at(x, x->rows[m->rows].first_row, m->head), s->total);
+    fold_items(x, m->first_base, m->n_base, s->total, s->total_lse);
+    if (rest->o) {
+        set_empty(s->part, s->part_lse, group, x->dim);
+        fold_items(x, m->first_item, m->n_items, s->part, s->part_lse);
+        for (size_t g = 0; g < group; g++) x->kern->merge(s->total + g * x->dim, &s->total_lse[g], s->part + g * x->dim, s->part_lse[g], x->dim);
+    } else {
+        fold_items(x, m->first_item, m->n_items, s->total, s->total_lse);
+    }
     if (x->layer->lse) memcpy(x->layer->lse + part * group, s->total_lse, group * sizeof(float));
+    if (rest->o) add_rest(x, rest, s);
+    store_out(x, o_at(x, x->rows[m->rows].first_row, m->head), s->total);
 }
 
 /* Items from n_done on. */
@@ -394,7 +412,7 @@ spw_status exec_base(exec *x, plan *p, const plan_rows *rows, const exec_layer *
     for (size_t i = 0; i < p->n_parts && !s; i++) {
         exec_scratch *w = &x->scratch[0];
         set_empty(w->total, w->total_lse, l->group, x->dim);
-        fold_items(x, p->merges[i].first_base, p->merges[i].n_base, w);
+        fold_items(x, p->merges[i].first_base, p->merges[i].n_base, w->total, w->total_lse);
         memcpy(p->parts[i].choice.base_lse, w->total_lse, l->group * sizeof(float));
     }
     return s;

@@ -205,6 +205,7 @@ spw_status policy_choice_reset(policy_choice *c, uint32_t n_q, spw_err *err)
     c->side_bytes = 0;
     c->middle_rows = POLICY_COUNT;
     c->dense = c->base = false;
+    c->rest = (policy_rest){0};
     for (uint32_t i = 0; i < KERN_MAX_G; i++) c->mass[i] = -1;
     return policy_choice_set(c, 0, n_q, err);
 }

@@ -37,6 +37,12 @@ typedef enum policy_rule {
     POLICY_MODEL,     /* the same of all layers, as far as the tokens before tell: so much on average */
 } policy_rule;
 
+/* What stands for positions that `adaptive` does not choose. */
+typedef enum policy_stand_in {
+    POLICY_NOTHING,
+    POLICY_MEANS, /* means of V (policy_rest.h) */
+} policy_stand_in;
+
 /* Of one policy of a session.  Values are checked by policy_init. */
 typedef struct policy_params {
     uint32_t n_layer;
@@ -49,6 +55,7 @@ typedef struct policy_params {
     policy_rule rule;
     double threshold;           /* POLICY_THRESHOLD: share of the mass; POLICY_TOP_P: share of the mass that is left out at most; 0: default */
     double error;               /* POLICY_ERROR: Fluxion's tau */
+    policy_stand_in stand_in;
     double beta;                /* hgca: kept are positions of at least beta / n of the attention */
 } policy_params;
 
@@ -65,6 +72,13 @@ typedef struct policy_set {
 
 #define POLICY_COUNT UINT64_MAX
 
+/* What stands for the positions that are not chosen.  To each head's attention is added, as one more part, mass e^lse[g] whose value is o[g] + lean * c: c is what the head's attention to the sets of
+ * select gives by itself, so the value leans on what was read, and o holds the rest of it.  o, lse: [n_q][dim], [n_q], in the choice's scratch; an lse of -infinity adds nothing. */
+typedef struct policy_rest {
+    const float *o, *lse; /* o NULL: nothing stands for them */
+    float lean;
+} policy_rest;
+
 /* What a policy chose for one KV group.  Owned by the planner, which resets it before every use; memory is kept. */
 typedef struct policy_choice {
     policy_range *ranges;
@@ -74,6 +88,7 @@ typedef struct policy_choice {
     uint64_t side_bytes;     /* bytes of index or digests that were read to choose */
     uint64_t middle_rows;    /* rows of the middle that are read; POLICY_COUNT: count the union of all sets */
     float mass[KERN_MAX_G];  /* of each head: estimated share of its attention to the middle that is chosen; negative: no estimate, as where nobody watches */
+    policy_rest rest;        /* set by select of a choice with base */
     bool dense;              /* everything, because it is as cheap or as the budget says so */
     bool base;               /* set by prepare: the sets that are there are attended before the stages; select adds others */
     float base_lse[KERN_MAX_G]; /* then, for the stages: log of the summed exponentials of each head over those */

@@ -9,7 +9,7 @@
  *     vote      a candidate's vote is the sum over the heads of its estimated share of their attention, sink and window included; where groups share a budget the sum of the
  *               squares, by which they compare better (docs/FIDELITY.md)
  *     agree     where a layer or the model has one budget: how much of it each group gets, or the vote that decides it
- *     select    the best win; the rule says how many
+ *     select    the best win; the rule says how many, and means of V stand for the others (policy_rest.h)
  *
  * That few bits sort out most and more bits the rest is the idea of RaBitQ (Gao and Long 2024); its bound is a sampled threshold here.
  *
@@ -18,7 +18,7 @@
 #include <string.h>
 
 #include "kern_index.h"
-#include "policy_blocks.h"
+#include "policy_rest.h"
 #include "policy_tally.h"
 
 enum {
@@ -95,6 +95,7 @@ typedef struct adaptive {
     float *votes;
     float *sums;           /* of blocks */
     uint32_t *chosen, *picked, *top; /* chosen candidates or blocks; candidates in chosen blocks; scratch of top_k */
+    policy_rest_work rest_work;
 } adaptive;
 
 static float log_add(float a, float b)
@@ -159,14 +160,20 @@ static bool set_out(adaptive *a, const policy_params *p, const policy_query *q)
     return true;
 }
 
-/* Places everything in the scratch, and returns its bytes; memory NULL: for these alone. */
-static size_t lay_out(adaptive *a, const policy_query *q, void *memory)
+/* Of what has codes. */
+static size_t pages_of(const adaptive *a)
 {
-    size_t n = (size_t)a->n_parts * a->room;
+    return ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS;
+}
+
+/* Places everything in the scratch, and returns its bytes; memory NULL: for these alone. */
+static size_t lay_out(adaptive *a, const policy_params *p, const policy_query *q, void *memory)
+{
+    size_t n = (size_t)a->n_parts * a->room, n_pages = pages_of(a);
     policy_layout l = {.base = memory};
     policy_layout_take(&l, sizeof *a);
-    a->pages = policy_layout_take(&l, ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * sizeof *a->pages);
-    a->outer = policy_layout_take(&l, ((size_t)a->end + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS * sizeof *a->outer);
+    a->pages = policy_layout_take(&l, n_pages * sizeof *a->pages);
+    a->outer = policy_layout_take(&l, n_pages * sizeof *a->outer);
     a->parts = policy_layout_take(&l, a->n_parts * sizeof *a->parts);
     a->query = policy_layout_take(&l, kern_index_query_bytes(q->n_q, q->dim));
     a->scan_scratch = policy_layout_take(&l, a->n_parts * kern_index_scratch(q->n_q, q->dim));
@@ -176,6 +183,7 @@ static size_t lay_out(adaptive *a, const policy_query *q, void *memory)
     a->votes = policy_layout_take(&l, n * sizeof *a->votes);
     a->chosen = policy_layout_take(&l, n * sizeof *a->chosen);
     a->top = policy_layout_take(&l, n * sizeof *a->top);
+    if (p->stand_in == POLICY_MEANS) policy_rest_lay_out(&a->rest_work, &l, q, n_pages);
     if (a->blocks.block == 1) return l.bytes;
     a->sums = policy_layout_take(&l, a->blocks.n * sizeof *a->sums);
     a->picked = policy_layout_take(&l, n * sizeof *a->picked);
@@ -188,12 +196,12 @@ static spw_status adaptive_prepare(void *state, const policy_params *p, const po
     adaptive a = {0};
     c->dense = !set_out(&a, p, q);
     if (c->dense) return SPW_OK;
-    spw_status s = policy_choice_scratch(c, lay_out(&a, q, NULL), err);
+    spw_status s = policy_choice_scratch(c, lay_out(&a, p, q, NULL), err);
     if (!s) s = policy_choice_add(c, 0, a.blocks.begin, err);
     if (!s) s = policy_choice_add(c, a.blocks.end, q->n_pos - a.blocks.end, err);
     if (s) return s;
     c->base = true;
-    lay_out(&a, q, c->scratch);
+    lay_out(&a, p, q, c->scratch);
     for (uint32_t i = 0; i * KV_PAGE_ROWS < a.end; i++) {
         a.pages[i] = kv_code(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
         a.outer[i] = kv_code_outer(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
@@ -542,11 +550,39 @@ static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_
     return s;
 }
 
-static uint64_t bytes_read(const adaptive *a, const policy_query *q)
+/* Masses of the candidates by pages: of the picked ones, and of the others. */
+static void add_masses(adaptive *a, const policy_query *q, const uint32_t *picked, size_t n_picked)
+{
+    const policy_rest_work *w = &a->rest_work;
+    memset(w->chosen, 0, q->n_q * w->n_pages * sizeof *w->chosen);
+    memset(w->left, 0, q->n_q * w->n_pages * sizeof *w->left);
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        const scan_part *part = &a->parts[i];
+        const float *masses = a->masses + (size_t)i * q->n_q * a->room;
+        for (size_t k = 0; k < part->n; k++) {
+            const bool is_picked = n_picked && *picked == part->at + k;
+            float *to = (is_picked ? w->chosen : w->left) + a->ids[part->at + k] / KV_PAGE_ROWS;
+            for (uint32_t g = 0; g < q->n_q; g++) to[g * w->n_pages] += masses[g * a->room + k];
+            picked += is_picked, n_picked -= is_picked;
+        }
+    }
+}
+
+static policy_rest stand_in(adaptive *a, const policy_query *q, const policy_choice *c, size_t n, size_t k)
+{
+    const size_t n_pages = pages_of(a);
+    const float none[KERN_MAX_G] = {0};
+    size_t n_picked;
+    const uint32_t *picked = pick_candidates(a, &a->units, n, k, &n_picked);
+    add_masses(a, q, picked, n_picked);
+    return policy_rest_make(&a->rest_work, q, a->base / KV_PAGE_ROWS, norm_of(a, c), n < a->end - a->first ? a->rest : none, kern_index_variance(a->pages, n_pages, KV_PAGE_ROWS, q->dim, a->planes));
+}
+
+static uint64_t bytes_read(const adaptive *a, const policy_params *p, const policy_query *q)
 {
     size_t n_scanned = a->n_sampled, n_refined = 0;
     for (uint32_t i = 0; i < a->n_parts; i++) n_scanned += a->parts[i].n_scanned, n_refined += a->parts[i].n_refined;
-    return kern_index_scan_bytes(n_scanned, q->dim) + kern_index_refine_bytes(n_refined, q->dim, a->planes);
+    return kern_index_scan_bytes(n_scanned, q->dim) + kern_index_refine_bytes(n_refined, q->dim, a->planes) + (p->stand_in == POLICY_MEANS ? policy_rest_bytes(q, pages_of(a)) : 0);
 }
 
 static spw_status adaptive_select(void *state, const policy_params *p, const policy_query *q, policy_choice *c, spw_err *err)
@@ -558,7 +594,8 @@ static spw_status adaptive_select(void *state, const policy_params *p, const pol
     size_t n = a->n_candidates, k = count_units(a, p, q, &a->units, n);
     choose(a, q, &a->units, k);
     if (q->watched) weigh_chosen(a, q, &a->units, n, k, c->mass);
-    c->side_bytes = bytes_read(a, q);
+    if (p->stand_in == POLICY_MEANS) c->rest = stand_in(a, q, c, n, k);
+    c->side_bytes = bytes_read(a, p, q);
     c->middle_rows = p->sink + policy_middle(p, q->n_pos) - a->blocks.end; /* those without a code */
     spw_status s = policy_choice_set(c, 0, q->n_q, err);
     if (s) return s;
