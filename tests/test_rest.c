@@ -98,6 +98,12 @@ static void close_bench(bench *b)
     free(b);
 }
 
+static policy_rest rest_of(bench *b, uint64_t first_page, float variance)
+{
+    policy_rest_ask(&b->work, &b->q, first_page, 0, b->work.n_pages);
+    return policy_rest_make(&b->work, &b->q, b->norm, b->other, variance);
+}
+
 static void test_formula(void)
 {
     static const size_t pages[] = {1, 2, 7, 20};
@@ -108,7 +114,7 @@ static void test_formula(void)
         bench *b = open_bench(isas[i / 4], n);
         if (n == 1)
             for (uint32_t g = 0; g < GROUP; g++) b->masses[g].left[0] = b->work.left[g] = 0.25f;
-        policy_rest r = policy_rest_make(&b->work, &b->q, 2, b->norm, b->other, variances[i % 4]);
+        policy_rest r = rest_of(b, 2, variances[i % 4]);
         for (uint32_t g = 0; g < GROUP; g++) {
             double o[DIM], lse = slow_rest(&b->w, 1, 2, n, &b->masses[g], (double)b->norm[g], (double)variances[i % 4] * length_squared(b->q.q + g * DIM), o);
             check_rest(&r, g, o, lse, 2e-3); /* means are halves */
@@ -132,7 +138,7 @@ static void test_masses_that_mean_nothing(void)
         if (what == 4) b->other[1] = NAN;
         if (what == 5) for (int p = 0; p < PAGES; p++) left[p] = 1e34f;
         if (what == 6) for (int d = 0; d < DIM; d++) b->w.q[1][DIM + d] *= 100; /* of head 1 */
-        policy_rest r = policy_rest_make(&b->work, &b->q, 0, b->norm, b->other, 0.02f);
+        policy_rest r = rest_of(b, 0, 0.02f);
         CHECK(r.lse[1] == -INFINITY);
         for (int d = 0; d < DIM; d++) CHECK(isfinite(r.o[DIM + d]));
         for (uint32_t g = 0; g < GROUP; g += 2) {
@@ -143,7 +149,7 @@ static void test_masses_that_mean_nothing(void)
     }
     bench *b = open_bench("ref", 3); /* nothing chosen: nothing to lean on */
     memset(b->work.chosen, 0, GROUP * 3 * sizeof *b->work.chosen);
-    policy_rest r = policy_rest_make(&b->work, &b->q, 0, b->norm, b->other, 0);
+    policy_rest r = rest_of(b, 0, 0);
     for (uint32_t g = 0; g < GROUP; g++) CHECK(isfinite(r.lse[g]) && isfinite(r.o[g * DIM]));
     close_bench(b);
 }

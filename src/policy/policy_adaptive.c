@@ -30,6 +30,7 @@ enum {
     SAMPLE_MOST = 2048,  /* and no more than these, which tell the threshold well enough for any length */
     SAMPLE_FEWEST = 4,   /* a middle so short that more groups had to be sampled is refined whole: that costs no more */
     WIDTH = 16,          /* floats that are worked on at a time */
+    SUM_HEADS = 4,       /* heads whose sums are made side by side */
     CHOOSE_LEAST = 128,  /* positions for every group: a small share of a short middle is too little */
 };
 /* How many positions pass the signs, the candidates: so many times what is chosen for each query head of the group, as every head brings its own.  On seven heads 10 times what is chosen diverge a quarter less
@@ -550,32 +551,59 @@ static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_
     return s;
 }
 
-/* Masses of the candidates by pages: of the picked ones, and of the others. */
-static void add_masses(adaptive *a, const policy_query *q, const uint32_t *picked, size_t n_picked)
+/* Masses of the picked candidates by pages; they are zero afterwards. */
+static void take_chosen(adaptive *a, const policy_query *q, const uint32_t *picked, size_t n_picked)
 {
     const policy_rest_work *w = &a->rest_work;
+    const scan_part *part = a->parts;
     memset(w->chosen, 0, q->n_q * w->n_pages * sizeof *w->chosen);
-    memset(w->left, 0, q->n_q * w->n_pages * sizeof *w->left);
-    for (uint32_t i = 0; i < a->n_parts; i++) {
-        const scan_part *part = &a->parts[i];
-        const float *masses = a->masses + (size_t)i * q->n_q * a->room;
-        for (size_t k = 0; k < part->n; k++) {
-            const bool is_picked = n_picked && *picked == part->at + k;
-            float *to = (is_picked ? w->chosen : w->left) + a->ids[part->at + k] / KV_PAGE_ROWS;
-            for (uint32_t g = 0; g < q->n_q; g++) to[g * w->n_pages] += masses[g * a->room + k];
-            picked += is_picked, n_picked -= is_picked;
+    for (size_t i = 0; i < n_picked; i++) {
+        while (picked[i] >= part->at + part->n) part++;
+        float *m = a->masses + (size_t)(part - a->parts) * q->n_q * a->room + (picked[i] - part->at), *to = w->chosen + a->ids[picked[i]] / KV_PAGE_ROWS;
+        for (uint32_t g = 0; g < q->n_q; g++) {
+            to[g * w->n_pages] += m[g * a->room];
+            m[g * a->room] = 0;
         }
     }
 }
 
+/* Sums of masses of heads first .. first + n - 1 over each page's candidates, which end where ends says (0: as the page before).  n is a constant where this is called, so that sums stay in registers. */
+static inline void sum_pages(const float *masses, size_t room, const uint32_t *ends, size_t n_pages, float *sums, size_t stride, const uint32_t n)
+{
+    for (size_t p = 0, k = 0; p < n_pages; p++) {
+        float sum[SUM_HEADS] = {0};
+        for (; k < ends[p]; k++)
+            for (uint32_t g = 0; g < n; g++) sum[g] += masses[g * room + k];
+        for (uint32_t g = 0; g < n; g++) sums[g * stride + p] = sum[g];
+    }
+}
+
+/* Masses of the other candidates of a part by pages. */
+static void take_left(adaptive *a, const policy_query *q, uint32_t i)
+{
+    const policy_rest_work *w = &a->rest_work;
+    const scan_part *part = &a->parts[i];
+    const size_t first = (size_t)i * a->part / KV_PAGE_ROWS, n_pages = w->n_pages - first < a->part / KV_PAGE_ROWS ? w->n_pages - first : a->part / KV_PAGE_ROWS;
+    const uint32_t *ids = a->ids + part->at;
+    const float *masses = a->masses + (size_t)i * q->n_q * a->room;
+    float *left = w->left + first;
+    uint32_t ends[PART_MOST / KV_PAGE_ROWS] = {0}, g = 0;
+    policy_rest_ask(w, q, a->base / KV_PAGE_ROWS, first, n_pages);
+    for (size_t k = 0; k < part->n; k++) ends[ids[k] / KV_PAGE_ROWS - first] = (uint32_t)k + 1;
+    for (; g + SUM_HEADS <= q->n_q; g += SUM_HEADS) sum_pages(masses + g * a->room, a->room, ends, n_pages, left + g * w->n_pages, w->n_pages, SUM_HEADS);
+    for (; g < q->n_q; g++) sum_pages(masses + g * a->room, a->room, ends, n_pages, left + g * w->n_pages, w->n_pages, 1);
+}
+
+/* What stands for what is not chosen.  The masses of what is are gone afterwards. */
 static policy_rest stand_in(adaptive *a, const policy_query *q, const policy_choice *c, size_t n, size_t k)
 {
     const size_t n_pages = pages_of(a);
     const float none[KERN_MAX_G] = {0};
     size_t n_picked;
     const uint32_t *picked = pick_candidates(a, &a->units, n, k, &n_picked);
-    add_masses(a, q, picked, n_picked);
-    return policy_rest_make(&a->rest_work, q, a->base / KV_PAGE_ROWS, norm_of(a, c), n < a->end - a->first ? a->rest : none, kern_index_variance(a->pages, n_pages, KV_PAGE_ROWS, q->dim, a->planes));
+    take_chosen(a, q, picked, n_picked);
+    for (uint32_t i = 0; i < a->n_parts; i++) take_left(a, q, i);
+    return policy_rest_make(&a->rest_work, q, norm_of(a, c), n < a->end - a->first ? a->rest : none, kern_index_variance(a->pages, n_pages, KV_PAGE_ROWS, q->dim, a->planes));
 }
 
 static uint64_t bytes_read(const adaptive *a, const policy_params *p, const policy_query *q)

@@ -24,10 +24,23 @@ size_t policy_rest_bytes(const policy_query *q, size_t n_pages)
     return n_pages * q->dim * sizeof(kern_f16);
 }
 
+void policy_rest_ask(const policy_rest_work *w, const policy_query *q, uint64_t first_page, size_t first, size_t n)
+{
+    for (size_t p = first; p < first + n; p++) {
+        w->means[p] = kv_value_mean(q->seq, q->layer, q->head, first_page + p);
+        for (size_t d = 0; d < q->dim; d += MEM_ALIGN / sizeof(kern_f16)) __builtin_prefetch(w->means[p] + d, 0, 2);
+    }
+}
+
 static float sum_of(const float *x, size_t n)
 {
-    float sum = 0;
-    for (size_t i = 0; i < n; i++) sum += x[i];
+    enum { WIDTH = 16 };
+    float lane[WIDTH] = {0}, sum = 0;
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH)
+        for (size_t j = 0; j < WIDTH; j++) lane[j] += x[i + j];
+    for (; i < n; i++) lane[0] += x[i];
+    for (size_t j = 0; j < WIDTH; j++) sum += lane[j];
     return sum;
 }
 
@@ -58,13 +71,12 @@ static float weigh_head(const policy_rest_work *w, size_t g, float other)
     return mass;
 }
 
-policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, uint64_t first_page, const float *norm, const float *other, float variance)
+policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, const float *norm, const float *other, float variance)
 {
     for (uint32_t g = 0; g < q->n_q; g++) {
         const float mass = trust(variance * length_squared(q->q + g * q->q_stride, q->dim)) * weigh_head(w, g, other[g]);
         w->lse[g] = mass > LEAST ? norm[g] + logf(mass) : -INFINITY;
     }
-    for (size_t p = 0; p < w->n_pages; p++) w->means[p] = kv_value_mean(q->seq, q->layer, q->head, first_page + p);
     q->kern->index_mix(w->left, w->n_pages, q->n_q, w->means, w->n_pages, q->dim, w->o);
     return (policy_rest){.o = w->o, .lse = w->lse, .lean = LEAN};
 }

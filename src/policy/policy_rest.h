@@ -25,8 +25,10 @@ typedef struct policy_rest_work {
 void policy_rest_lay_out(policy_rest_work *w, policy_layout *l, const policy_query *q, size_t n_pages);
 /* Bytes of means that are read for so many pages. */
 size_t policy_rest_bytes(const policy_query *q, size_t n_pages);
-/* From chosen and left, which are changed.  first_page: of the sequence, that of page 0.  A mass is e to the score - norm; other: of each head, the mass of what is no candidate; variance: of an estimate, for a query
+/* Looks up the means of pages first .. first + n - 1 and asks for their memory, while masses are added up.  first_page: of the sequence, that of page 0. */
+void policy_rest_ask(const policy_rest_work *w, const policy_query *q, uint64_t first_page, size_t first, size_t n);
+/* From chosen and left, which are changed; all pages have been asked for.  A mass is e to the score - norm; other: of each head, the mass of what is no candidate; variance: of an estimate, for a query
  * of length 1 (kern_index_variance). */
-policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, uint64_t first_page, const float *norm, const float *other, float variance);
+policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, const float *norm, const float *other, float variance);
 
 #endif
