@@ -305,7 +305,7 @@ static void test_borders(void)
 /* The positions, and what stands for the others. */
 static bool same_choice(const policy_choice *a, const policy_choice *b)
 {
-    return !memcmp(a->rest.o, b->rest.o, GROUP * DIM * sizeof *a->rest.o) && !memcmp(a->rest.lse, b->rest.lse, GROUP * sizeof *a->rest.lse) && a->n == b->n && !memcmp(a->ranges, b->ranges, a->n * sizeof *a->ranges) && a->middle_rows == b->middle_rows && a->side_bytes == b->side_bytes;
+    return !memcmp(a->rest.o, b->rest.o, DIM * sizeof *a->rest.o) && !memcmp(a->rest.lse, b->rest.lse, GROUP * sizeof *a->rest.lse) && a->n == b->n && !memcmp(a->ranges, b->ranges, a->n * sizeof *a->ranges) && a->middle_rows == b->middle_rows && a->side_bytes == b->side_bytes;
 }
 
 /* By every rule: the same for any number of threads, masses too; and whether somebody watches decides only whether those are estimated. */

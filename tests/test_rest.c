@@ -8,9 +8,9 @@ enum { MAX_PAGES = CTX / KV_PAGE_ROWS + 1 };
 #define LEAN 0.5  /* as policy_rest.c has them */
 #define DOUBT 0.1
 
-/* Masses of one head by pages. */
+/* The attention of a group by pages, and of each head the mass of what is left. */
 typedef struct page_masses {
-    double chosen[MAX_PAGES], left[MAX_PAGES], other;
+    double chosen[MAX_PAGES], left[MAX_PAGES], mass[GROUP];
 } page_masses;
 
 /* The mean of V of a page, from its rows. */
@@ -38,8 +38,7 @@ static double sum_of(const double *v, size_t n)
     return sum;
 }
 
-/* o, and as what is returned the log of the mass, of one head. */
-static double slow_rest(const world *w, uint32_t head, uint64_t first_page, size_t n_pages, const page_masses *m, double norm, double variance, double *o)
+static void slow_value(const world *w, uint32_t head, uint64_t first_page, size_t n_pages, const page_masses *m, double *o)
 {
     double all_chosen = sum_of(m->chosen, n_pages), all_left = sum_of(m->left, n_pages);
     memset(o, 0, DIM * sizeof *o);
@@ -48,14 +47,18 @@ static double slow_rest(const world *w, uint32_t head, uint64_t first_page, size
         slow_mean(w, head, first_page + p, mean);
         for (int d = 0; d < DIM; d++) o[d] += (m->left[p] / all_left - LEAN * m->chosen[p] / all_chosen) * mean[d];
     }
-    return norm + log(all_left + m->other) - DOUBT * variance * variance;
 }
 
-static void check_rest(const policy_rest *r, uint32_t g, const double *o, double lse, double tolerance)
+static double slow_lse(const world *w, uint32_t head, uint32_t g, const page_masses *m, double norm, double variance)
+{
+    double s2 = variance * length_squared(w->q[head] + g * DIM);
+    return norm + log(m->mass[g]) - DOUBT * s2 * s2;
+}
+
+static void check_value(const policy_rest *r, const double *o, double tolerance)
 {
     CHECK_NEAR(r->lean, LEAN, 0);
-    CHECK_NEAR(r->lse[g], lse, tolerance);
-    for (int d = 0; d < DIM; d++) CHECK_NEAR(r->o[g * DIM + (uint32_t)d], o[d], tolerance);
+    for (int d = 0; d < DIM; d++) CHECK_NEAR(r->o[d], o[d], tolerance);
 }
 
 /* ------------------------------------------------------------------------------------------------ formula ---- */
@@ -66,8 +69,8 @@ typedef struct bench {
     policy_query q;
     policy_rest_work work;
     void *scratch;
-    page_masses masses[GROUP];
-    float norm[GROUP], other[GROUP];
+    page_masses masses;
+    float norm[GROUP], mass[GROUP];
 } bench;
 
 static bench *open_bench(const char *isa, size_t n_pages)
@@ -82,11 +85,11 @@ static bench *open_bench(const char *isa, size_t n_pages)
     policy_rest_lay_out(&b->work, &l, &b->q, n_pages);
     for (uint32_t g = 0; g < GROUP; g++) {
         b->norm[g] = 10 * test_uniform(&seed);
-        b->masses[g].other = b->other[g] = 1 + test_uniform(&seed);
-        for (size_t p = 0; p < n_pages; p++) {
-            b->masses[g].chosen[p] = b->work.chosen[g * n_pages + p] = p % 3 ? 0 : 1 + test_uniform(&seed);
-            b->masses[g].left[p] = b->work.left[g * n_pages + p] = p % 5 ? 1 + test_uniform(&seed) : 0;
-        }
+        b->masses.mass[g] = b->mass[g] = 1.5f + test_uniform(&seed);
+    }
+    for (size_t p = 0; p < n_pages; p++) {
+        b->masses.chosen[p] = b->work.chosen[p] = p % 3 ? 0 : 1.5f + test_uniform(&seed);
+        b->masses.left[p] = b->work.left[p] = n_pages == 1 || p % 5 ? 1.5f + test_uniform(&seed) : 0;
     }
     return b;
 }
@@ -101,7 +104,7 @@ static void close_bench(bench *b)
 static policy_rest rest_of(bench *b, uint64_t first_page, float variance)
 {
     policy_rest_ask(&b->work, &b->q, first_page, 0, b->work.n_pages);
-    return policy_rest_make(&b->work, &b->q, b->norm, b->other, variance);
+    return policy_rest_make(&b->work, &b->q, b->norm, b->mass, variance);
 }
 
 static void test_formula(void)
@@ -112,52 +115,58 @@ static void test_formula(void)
         if (!kern_get(isas[i / 4])) continue;
         size_t n = pages[i % 4];
         bench *b = open_bench(isas[i / 4], n);
-        if (n == 1)
-            for (uint32_t g = 0; g < GROUP; g++) b->masses[g].left[0] = b->work.left[g] = 0.25f;
         policy_rest r = rest_of(b, 2, variances[i % 4]);
-        for (uint32_t g = 0; g < GROUP; g++) {
-            double o[DIM], lse = slow_rest(&b->w, 1, 2, n, &b->masses[g], (double)b->norm[g], (double)variances[i % 4] * length_squared(b->q.q + g * DIM), o);
-            check_rest(&r, g, o, lse, 2e-3); /* means are halves */
-        }
+        double o[DIM];
+        slow_value(&b->w, 1, 2, n, &b->masses, o);
+        check_value(&r, o, 2e-3); /* means are halves */
+        for (uint32_t g = 0; g < GROUP; g++) CHECK_NEAR(r.lse[g], slow_lse(&b->w, 1, g, &b->masses, (double)b->norm[g], (double)variances[i % 4]), 1e-4);
         CHECK_INT(policy_rest_bytes(&b->q, n), n * DIM * 2);
         close_bench(b);
     }
 }
 
-/* Masses that are nothing, too much or no numbers, or whose scores are all error, add nothing; heads beside them are as ever. */
+/* What is nothing, too much or no number, or whose scores are all error, adds nothing; heads beside it are as ever. */
 static void test_masses_that_mean_nothing(void)
 {
-    for (int what = 0; what < 7; what++) {
-        enum { PAGES = 20 };
+    enum { PAGES = 20 };
+    for (int what = 0; what < 5; what++) {
         bench *b = open_bench("ref", PAGES);
-        float *picked = b->work.chosen + PAGES, *left = b->work.left + PAGES;
-        if (what == 0) memset(left, 0, PAGES * sizeof *left);
-        if (what == 1) left[4] = INFINITY;
-        if (what == 2) left[4] = NAN;
-        if (what == 3) picked[3] = INFINITY;
-        if (what == 4) b->other[1] = NAN;
-        if (what == 5) for (int p = 0; p < PAGES; p++) left[p] = 1e34f;
-        if (what == 6) for (int d = 0; d < DIM; d++) b->w.q[1][DIM + d] *= 100; /* of head 1 */
+        if (what == 0) b->mass[1] = 0;
+        if (what == 1) b->mass[1] = INFINITY;
+        if (what == 2) b->mass[1] = NAN;
+        if (what == 3) b->mass[1] = 1e30f;
+        if (what == 4) for (int d = 0; d < DIM; d++) b->w.q[1][DIM + d] *= 100;
         policy_rest r = rest_of(b, 0, 0.02f);
-        CHECK(r.lse[1] == -INFINITY);
-        for (int d = 0; d < DIM; d++) CHECK(isfinite(r.o[DIM + d]));
-        for (uint32_t g = 0; g < GROUP; g += 2) {
-            double o[DIM], lse = slow_rest(&b->w, 1, 0, PAGES, &b->masses[g], (double)b->norm[g], 0.02 * length_squared(b->q.q + g * DIM), o);
-            check_rest(&r, g, o, lse, 2e-3);
+        double o[DIM];
+        slow_value(&b->w, 1, 0, PAGES, &b->masses, o);
+        check_value(&r, o, 2e-3);
+        for (uint32_t g = 0; g < GROUP; g++) {
+            if (g == 1) CHECK(r.lse[g] == -INFINITY);
+            else CHECK_NEAR(r.lse[g], slow_lse(&b->w, 1, g, &b->masses, (double)b->norm[g], 0.02), 1e-4);
         }
         close_bench(b);
     }
+    for (int what = 0; what < 4; what++) {
+        bench *b = open_bench("ref", PAGES);
+        if (what == 0) memset(b->work.left, 0, PAGES * sizeof *b->work.left);
+        if (what == 1) b->work.left[4] = INFINITY;
+        if (what == 2) b->work.left[4] = NAN;
+        if (what == 3) b->work.chosen[3] = INFINITY;
+        CHECK(!rest_of(b, 0, 0.02f).o);
+        close_bench(b);
+    }
     bench *b = open_bench("ref", 3); /* nothing chosen: nothing to lean on */
-    memset(b->work.chosen, 0, GROUP * 3 * sizeof *b->work.chosen);
+    memset(b->work.chosen, 0, 3 * sizeof *b->work.chosen);
     policy_rest r = rest_of(b, 0, 0);
-    for (uint32_t g = 0; g < GROUP; g++) CHECK(isfinite(r.lse[g]) && isfinite(r.o[g * DIM]));
+    for (int d = 0; d < DIM; d++) CHECK(isfinite(r.o[d]));
+    for (uint32_t g = 0; g < GROUP; g++) CHECK(isfinite(r.lse[g]));
     close_bench(b);
 }
 
 /* ------------------------------------------------------------------------------------- masses of a choice ---- */
 
 /* Estimates of a middle that is refined whole, from all planes, in f64. */
-static void slow_masses(const world *w, const policy_params *pp, const policy_choice *c, uint32_t head, uint64_t n_pos, page_masses *out)
+static void slow_masses(const world *w, const policy_params *pp, const policy_choice *c, uint32_t head, uint64_t n_pos, page_masses *m)
 {
     static float estimates[GROUP][CTX + KERN_INDEX_GROUP];
     static uint32_t ids[CTX + KERN_INDEX_GROUP];
@@ -171,11 +180,15 @@ static void slow_masses(const world *w, const policy_params *pp, const policy_ch
     kern_index_scan scan = {.query = query, .n_q = GROUP, .dim = DIM, .planes = kv_index_planes(w->store), .pages = pages, .outer = outer, .page_rows = KV_PAGE_ROWS, .first = pp->sink, .end = to, .every = 1,
                             .threshold = -INFINITY, .refine = true, .ids = ids, .estimates = estimates[0], .stride = CTX + KERN_INDEX_GROUP};
     CHECK_INT(ref->index_scan(&scan), to - pp->sink);
+    memset(m, 0, sizeof *m);
     for (uint32_t g = 0; g < GROUP; g++) {
-        memset(&out[g], 0, sizeof out[g]);
+        double all = 1; /* sink and window */
+        for (uint32_t i = 0; i < to - pp->sink; i++) all += exp((double)estimates[g][i] - (double)c->base_lse[g]);
         for (uint32_t i = 0; i < to - pp->sink; i++) {
             uint32_t pos = pp->sink + i, page = pos / KV_PAGE_ROWS - pp->sink / KV_PAGE_ROWS;
-            (chosen[pos] ? out[g].chosen : out[g].left)[page] += exp((double)estimates[g][i] - (double)c->base_lse[g]);
+            double mass = exp((double)estimates[g][i] - (double)c->base_lse[g]);
+            (chosen[pos] ? m->chosen : m->left)[page] += mass / all;
+            m->mass[g] += chosen[pos] ? 0 : mass;
         }
     }
     mem_free(query);
@@ -188,24 +201,25 @@ static void test_masses(void)
         if (!kern_get(isas[i])) continue;
         world w;
         open_world(&w, &(world_config){.isa = isas[i], .planes = KERN_INDEX_USUAL, .n = 2200, .clustered = true, .seed = 5});
-        for (uint32_t block = 1; block <= 16; block += 15) {
-            static page_masses m[GROUP];
+        for (int round = 0; round < 4; round++) {
+            static page_masses m;
             policy_params pp = params(0.1);
             policy_choice c = {0};
             const void *pages[MAX_PAGES];
-            pp.block = block;
+            pp.block = round % 2 ? 16 : 1;
+            pp.rule = round / 2 ? POLICY_MODEL : POLICY_FLAT; /* that votes by squares of what is added up here */
             pp.sink = 200;
             choose(&w, &pp, 1, w.n, &c);
             CHECK(c.rest.o && c.base);
-            slow_masses(&w, &pp, &c, 1, w.n, m);
+            slow_masses(&w, &pp, &c, 1, w.n, &m);
             size_t n_pages = (w.n - 256 + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS - 1;
             for (size_t p = 0; p < n_pages; p++) pages[p] = kv_code(w.seq, 0, 1, p + 1);
             float variance = kern_index_variance(pages, n_pages, KV_PAGE_ROWS, DIM, KERN_INDEX_USUAL);
             CHECK(variance > 0.02f && variance < 0.2f);
-            for (uint32_t g = 0; g < GROUP; g++) {
-                double o[DIM], lse = slow_rest(&w, 1, 1, n_pages, &m[g], (double)c.base_lse[g], (double)variance * length_squared(w.q[1] + g * DIM), o);
-                check_rest(&c.rest, g, o, lse, strcmp(isas[i], "ref") ? 0.1 : 2e-3);
-            }
+            double o[DIM], tolerance = strcmp(isas[i], "ref") ? 0.1 : 2e-3;
+            slow_value(&w, 1, 1, n_pages, &m, o);
+            check_value(&c.rest, o, tolerance);
+            for (uint32_t g = 0; g < GROUP; g++) CHECK_NEAR(c.rest.lse[g], slow_lse(&w, 1, g, &m, (double)c.base_lse[g], (double)variance), tolerance);
             policy_choice_free(&c);
         }
         close_world(&w);
@@ -283,7 +297,7 @@ static void check_output(const world *w, const plan_part *part, const float *o, 
         CHECK_NEAR(lse[g], read_lse, tolerance);
         *without += distance(read, truth);
         for (int d = 0; d < DIM; d++) {
-            double want = (1 - share) * read[d] + share * ((double)c->rest.o[g * DIM + (uint32_t)d] + (double)c->rest.lean * own[d]);
+            double want = (1 - share) * read[d] + share * ((double)c->rest.o[d] + (double)c->rest.lean * own[d]);
             got[d] = o[g * DIM + (uint32_t)d];
             CHECK_NEAR(got[d], want, tolerance);
         }

@@ -84,7 +84,7 @@ typedef void kern_index_votes_fn(const float *estimates, size_t stride, size_t n
 /* mean[d] = the mean of channel d of n_rows >= 1 rows, stride in floats, rounded to half; beyond halves or not a number: the largest half.  The same bits in every ISA. */
 typedef void kern_index_mean_fn(const float *v, size_t stride, size_t n_rows, size_t dim, kern_f16 *mean);
 
-/* o[g * dim + d] = sum over i < n of weights[g * stride + i] * means[i][d], in the order of i; n_q <= KERN_MAX_G heads.  The same bits in every ISA with vectors. */
-typedef void kern_index_mix_fn(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o);
+/* o[d] = sum over i < n of weights[i] * means[i][d], in the order of i.  The same bits in every ISA with vectors. */
+typedef void kern_index_mix_fn(const float *weights, const kern_f16 *const *means, size_t n, size_t dim, float *o);
 
 #endif

@@ -23,7 +23,7 @@ KERN_INLINE unsigned lanes_signs(index_lanes r);
 /* 2 where r * r > limit, 0 elsewhere; bits: where. */
 KERN_INLINE index_lanes lanes_beyond(index_lanes r, float limit, unsigned *where);
 
-enum { INDEX_MIX_HEADS = 2, INDEX_MIX_VECTORS = 4 }; /* of a tile whose sums are in registers */
+enum { INDEX_MIX_VECTORS = 4 }; /* whose sums are in registers */
 
 /* ---- rotation --------------------------------------------------------------------------------------- */
 
@@ -204,40 +204,23 @@ static inline void index_make_mean(const float *v, size_t stride, size_t n_rows,
     }
 }
 
-/* n_q heads and n_v vectors from number `at` on. */
-KERN_INLINE void index_mix_tile(const float *weights, size_t stride, const kern_f16 *const *means, size_t n, size_t dim, size_t at, const int n_q, const int n_v, float *o)
+/* n_v vectors from number `at` on. */
+KERN_INLINE void index_mix_tile(const float *weights, const kern_f16 *const *means, size_t n, size_t at, const int n_v, float *o)
 {
-    index_lanes sum[INDEX_MIX_HEADS][INDEX_MIX_VECTORS];
-    KERN_UNROLL for (int g = 0; g < n_q; g++)
-        KERN_UNROLL for (int v = 0; v < n_v; v++) sum[g][v] = lanes_fill(0);
+    index_lanes sum[INDEX_MIX_VECTORS];
+    KERN_UNROLL for (int v = 0; v < n_v; v++) sum[v] = lanes_fill(0);
     for (size_t i = 0; i < n; i++) {
-        index_lanes x[INDEX_MIX_VECTORS];
-        KERN_UNROLL for (int v = 0; v < n_v; v++) x[v] = lanes_halves(means[i] + (at + (size_t)v) * KERN_LANES);
-        KERN_UNROLL for (int g = 0; g < n_q; g++) {
-            const index_lanes w = lanes_fill(weights[(size_t)g * stride + i]);
-            KERN_UNROLL for (int v = 0; v < n_v; v++) sum[g][v] = lanes_add(sum[g][v], lanes_mul(w, x[v]));
-        }
+        const index_lanes w = lanes_fill(weights[i]);
+        KERN_UNROLL for (int v = 0; v < n_v; v++) sum[v] = lanes_add(sum[v], lanes_mul(w, lanes_halves(means[i] + (at + (size_t)v) * KERN_LANES)));
     }
-    KERN_UNROLL for (int g = 0; g < n_q; g++)
-        KERN_UNROLL for (int v = 0; v < n_v; v++) lanes_store(o + (size_t)g * dim + (at + (size_t)v) * KERN_LANES, sum[g][v]);
+    KERN_UNROLL for (int v = 0; v < n_v; v++) lanes_store(o + (at + (size_t)v) * KERN_LANES, sum[v]);
 }
 
-static inline void index_mix(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o)
+static inline void index_mix(const float *weights, const kern_f16 *const *means, size_t n, size_t dim, float *o)
 {
-    for (size_t g = 0; g < n_q;) {
-        const size_t heads = kern_min_size(INDEX_MIX_HEADS, n_q - g), n_v = dim / KERN_LANES;
-        const float *w = weights + g * stride;
-        float *to = o + g * dim;
-        if (heads < INDEX_MIX_HEADS) {
-            for (size_t at = 0; at < n_v; at++) index_mix_tile(w, stride, means, n, dim, at, 1, 1, to);
-            g++;
-            continue;
-        }
-        size_t at = 0;
-        for (; at + INDEX_MIX_VECTORS <= n_v; at += INDEX_MIX_VECTORS) index_mix_tile(w, stride, means, n, dim, at, INDEX_MIX_HEADS, INDEX_MIX_VECTORS, to);
-        for (; at < n_v; at++) index_mix_tile(w, stride, means, n, dim, at, INDEX_MIX_HEADS, 1, to);
-        g += INDEX_MIX_HEADS;
-    }
+    size_t at = 0;
+    for (; at + INDEX_MIX_VECTORS <= dim / KERN_LANES; at += INDEX_MIX_VECTORS) index_mix_tile(weights, means, n, at, INDEX_MIX_VECTORS, o);
+    for (; at < dim / KERN_LANES; at++) index_mix_tile(weights, means, n, at, 1, o);
 }
 
 #endif

@@ -198,14 +198,12 @@ static void mean_of(const float *v, size_t stride, size_t n_rows, size_t dim, ke
     }
 }
 
-static void mix(const float *weights, size_t stride, size_t n_q, const kern_f16 *const *means, size_t n, size_t dim, float *o)
+static void mix(const float *weights, const kern_f16 *const *means, size_t n, size_t dim, float *o)
 {
-    for (size_t g = 0; g < n_q; g++) {
-        for (size_t d = 0; d < dim; d++) {
-            double sum = 0;
-            for (size_t i = 0; i < n; i++) sum += (double)weights[g * stride + i] * (double)kern_f16_to_f32(means[i][d]);
-            o[g * dim + d] = (float)sum;
-        }
+    for (size_t d = 0; d < dim; d++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)weights[i] * (double)kern_f16_to_f32(means[i][d]);
+        o[d] = (float)sum;
     }
 }
 

@@ -364,7 +364,7 @@ static void add_rest(const exec *x, const policy_rest *rest, exec_scratch *s)
 {
     for (size_t g = 0; g < x->layer->group; g++) {
         float *value = s->part + g * x->dim;
-        for (size_t d = 0; d < x->dim; d++) value[d] = rest->o[g * x->dim + d] + rest->lean * value[d];
+        for (size_t d = 0; d < x->dim; d++) value[d] = rest->o[d] + rest->lean * value[d];
         x->kern->merge(s->total + g * x->dim, &s->total_lse[g], value, rest->lse[g], x->dim);
     }
 }

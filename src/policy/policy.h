@@ -72,8 +72,8 @@ typedef struct policy_set {
 
 #define POLICY_COUNT UINT64_MAX
 
-/* What stands for the positions that are not chosen.  To each head's attention is added, as one more part, mass e^lse[g] whose value is o[g] + lean * c: c is what the head's attention to the sets of
- * select gives by itself, so the value leans on what was read, and o holds the rest of it.  o, lse: [n_q][dim], [n_q], in the choice's scratch; an lse of -infinity adds nothing. */
+/* What stands for the positions that are not chosen.  To each head's attention is added, as one more part, mass e^lse[g] whose value is o + lean * c: c is what the head's attention to the sets of
+ * select gives by itself, so the value leans on what was read, and o, the same for all heads, holds the rest of it.  o, lse: [dim], [n_q], in the choice's scratch; an lse of -infinity adds nothing. */
 typedef struct policy_rest {
     const float *o, *lse; /* o NULL: nothing stands for them */
     float lean;

@@ -30,7 +30,6 @@ enum {
     SAMPLE_MOST = 2048,  /* and no more than these, which tell the threshold well enough for any length */
     SAMPLE_FEWEST = 4,   /* a middle so short that more groups had to be sampled is refined whole: that costs no more */
     WIDTH = 16,          /* floats that are worked on at a time */
-    SUM_HEADS = 4,       /* heads whose sums are made side by side */
     CHOOSE_LEAST = 128,  /* positions for every group: a small share of a short middle is too little */
 };
 /* How many positions pass the signs, the candidates: so many times what is chosen for each query head of the group, as every head brings its own.  On seven heads 10 times what is chosen diverge a quarter less
@@ -93,7 +92,7 @@ typedef struct adaptive {
     uint8_t *scan_scratch; /* of each part */
     uint32_t *ids;         /* of each part room for candidates; then of all, adjacent */
     float *estimates, *masses; /* of each part [n_q][room] */
-    float *votes;
+    float *shares, *votes; /* of each candidate, the sum over the heads of its share of their attention, for what stands for the rest; and what decides */
     float *sums;           /* of blocks */
     uint32_t *chosen, *picked, *top; /* chosen candidates or blocks; candidates in chosen blocks; scratch of top_k */
     policy_rest_work rest_work;
@@ -182,6 +181,7 @@ static size_t lay_out(adaptive *a, const policy_params *p, const policy_query *q
     a->estimates = policy_layout_take(&l, n * q->n_q * sizeof *a->estimates);
     a->masses = policy_layout_take(&l, n * q->n_q * sizeof *a->masses);
     a->votes = policy_layout_take(&l, n * sizeof *a->votes);
+    a->shares = is_spread(p) && p->stand_in == POLICY_MEANS ? policy_layout_take(&l, n * sizeof *a->shares) : a->votes;
     a->chosen = policy_layout_take(&l, n * sizeof *a->chosen);
     a->top = policy_layout_take(&l, n * sizeof *a->top);
     if (p->stand_in == POLICY_MEANS) policy_rest_lay_out(&a->rest_work, &l, q, n_pages);
@@ -313,17 +313,17 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
 
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
-/* votes[i] = the sum over the heads of weight * mass, or of the squares of these, of n positions; whole steps of WIDTH are written. */
-static void weigh(const float *masses, size_t room, size_t n, uint32_t n_q, const float *weight, bool squares, float *restrict votes)
+/* sums[i] = the sum over the heads of weight * mass, or of the squares of these, of n positions; whole steps of WIDTH are written. */
+static void weigh(const float *restrict masses, size_t room, size_t n, uint32_t n_q, const float *weight, bool squares, float *restrict sums)
 {
     size_t end = (n + WIDTH - 1) / WIDTH * WIDTH;
-    memset(votes, 0, end * sizeof *votes);
+    memset(sums, 0, end * sizeof *sums);
     for (uint32_t g = 0; g < n_q; g++) {
         const float *m = masses + g * room, w = weight[g];
         if (squares)
-            for (size_t i = 0; i < end; i++) votes[i] += w * m[i] * (w * m[i]);
+            for (size_t i = 0; i < end; i++) sums[i] += w * m[i] * (w * m[i]);
         else
-            for (size_t i = 0; i < end; i++) votes[i] += w * m[i];
+            for (size_t i = 0; i < end; i++) sums[i] += w * m[i];
     }
 }
 
@@ -343,7 +343,11 @@ static size_t join_parts(adaptive *a, const policy_params *p, const policy_query
         a->ends[g] = expf(c->base_lse[g] - norm_of(a, c)[g]);
         weight[g] = 1 / (a->middle[g] + a->ends[g]);
     }
-    for (uint32_t i = 0; i < a->n_parts; i++) weigh(a->masses + (size_t)i * q->n_q * a->room, a->room, a->parts[i].n, q->n_q, weight, is_spread(p), a->votes + a->parts[i].at);
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        const float *masses = a->masses + (size_t)i * q->n_q * a->room;
+        weigh(masses, a->room, a->parts[i].n, q->n_q, weight, is_spread(p), a->votes + a->parts[i].at);
+        if (a->shares != a->votes) weigh(masses, a->room, a->parts[i].n, q->n_q, weight, false, a->shares + a->parts[i].at);
+    }
     return n;
 }
 
@@ -551,59 +555,33 @@ static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_
     return s;
 }
 
-/* Masses of the picked candidates by pages; they are zero afterwards. */
-static void take_chosen(adaptive *a, const policy_query *q, const uint32_t *picked, size_t n_picked)
-{
-    const policy_rest_work *w = &a->rest_work;
-    const scan_part *part = a->parts;
-    memset(w->chosen, 0, q->n_q * w->n_pages * sizeof *w->chosen);
-    for (size_t i = 0; i < n_picked; i++) {
-        while (picked[i] >= part->at + part->n) part++;
-        float *m = a->masses + (size_t)(part - a->parts) * q->n_q * a->room + (picked[i] - part->at), *to = w->chosen + a->ids[picked[i]] / KV_PAGE_ROWS;
-        for (uint32_t g = 0; g < q->n_q; g++) {
-            to[g * w->n_pages] += m[g * a->room];
-            m[g * a->room] = 0;
-        }
-    }
-}
-
-/* Sums of masses of heads first .. first + n - 1 over each page's candidates, which end where ends says (0: as the page before).  n is a constant where this is called, so that sums stay in registers. */
-static inline void sum_pages(const float *masses, size_t room, const uint32_t *ends, size_t n_pages, float *sums, size_t stride, const uint32_t n)
-{
-    for (size_t p = 0, k = 0; p < n_pages; p++) {
-        float sum[SUM_HEADS] = {0};
-        for (; k < ends[p]; k++)
-            for (uint32_t g = 0; g < n; g++) sum[g] += masses[g * room + k];
-        for (uint32_t g = 0; g < n; g++) sums[g * stride + p] = sum[g];
-    }
-}
-
-/* Masses of the other candidates of a part by pages. */
-static void take_left(adaptive *a, const policy_query *q, uint32_t i)
+/* The group's attention to candidates of a part by pages. */
+static void add_pages(const adaptive *a, const policy_query *q, uint32_t i)
 {
     const policy_rest_work *w = &a->rest_work;
     const scan_part *part = &a->parts[i];
     const size_t first = (size_t)i * a->part / KV_PAGE_ROWS, n_pages = w->n_pages - first < a->part / KV_PAGE_ROWS ? w->n_pages - first : a->part / KV_PAGE_ROWS;
     const uint32_t *ids = a->ids + part->at;
-    const float *masses = a->masses + (size_t)i * q->n_q * a->room;
-    float *left = w->left + first;
-    uint32_t ends[PART_MOST / KV_PAGE_ROWS] = {0}, g = 0;
+    const float *shares = a->shares + part->at;
     policy_rest_ask(w, q, a->base / KV_PAGE_ROWS, first, n_pages);
-    for (size_t k = 0; k < part->n; k++) ends[ids[k] / KV_PAGE_ROWS - first] = (uint32_t)k + 1;
-    for (; g + SUM_HEADS <= q->n_q; g += SUM_HEADS) sum_pages(masses + g * a->room, a->room, ends, n_pages, left + g * w->n_pages, w->n_pages, SUM_HEADS);
-    for (; g < q->n_q; g++) sum_pages(masses + g * a->room, a->room, ends, n_pages, left + g * w->n_pages, w->n_pages, 1);
+    for (size_t p = 0, k = 0; p < n_pages; p++) {
+        float sum = 0;
+        for (; k < part->n && ids[k] < (first + p + 1) * KV_PAGE_ROWS; k++) sum += shares[k];
+        w->left[first + p] = sum;
+    }
 }
 
-/* What stands for what is not chosen.  The masses of what is are gone afterwards. */
-static policy_rest stand_in(adaptive *a, const policy_query *q, const policy_choice *c, size_t n, size_t k)
+/* What stands for the candidates that are not picked, and for what is none.  share: of each head's mass in the middle that the picked ones hold. */
+static policy_rest stand_in(adaptive *a, const policy_query *q, const float *norm, const uint32_t *picked, size_t n_picked, const float *share)
 {
-    const size_t n_pages = pages_of(a);
-    const float none[KERN_MAX_G] = {0};
-    size_t n_picked;
-    const uint32_t *picked = pick_candidates(a, &a->units, n, k, &n_picked);
-    take_chosen(a, q, picked, n_picked);
-    for (uint32_t i = 0; i < a->n_parts; i++) take_left(a, q, i);
-    return policy_rest_make(&a->rest_work, q, norm_of(a, c), n < a->end - a->first ? a->rest : none, kern_index_variance(a->pages, n_pages, KV_PAGE_ROWS, q->dim, a->planes));
+    const policy_rest_work *w = &a->rest_work;
+    float mass[KERN_MAX_G];
+    for (uint32_t i = 0; i < a->n_parts; i++) add_pages(a, q, i);
+    memset(w->chosen, 0, w->n_pages * sizeof *w->chosen);
+    for (size_t i = 0; i < n_picked; i++) w->chosen[a->ids[picked[i]] / KV_PAGE_ROWS] += a->shares[picked[i]];
+    for (size_t p = 0; p < w->n_pages; p++) w->left[p] = w->left[p] > w->chosen[p] ? w->left[p] - w->chosen[p] : 0;
+    for (uint32_t g = 0; g < q->n_q; g++) mass[g] = (1 - share[g]) * a->middle[g];
+    return policy_rest_make(&a->rest_work, q, norm, mass, kern_index_variance(a->pages, w->n_pages, KV_PAGE_ROWS, q->dim, a->planes));
 }
 
 static uint64_t bytes_read(const adaptive *a, const policy_params *p, const policy_query *q)
@@ -621,8 +599,14 @@ static spw_status adaptive_select(void *state, const policy_params *p, const pol
     if (rule_of(p) == POLICY_MODEL) policy_tally_note(state, q->layer, q->head, q->n_pos, a->units.votes, a->units.n);
     size_t n = a->n_candidates, k = count_units(a, p, q, &a->units, n);
     choose(a, q, &a->units, k);
-    if (q->watched) weigh_chosen(a, q, &a->units, n, k, c->mass);
-    if (p->stand_in == POLICY_MEANS) c->rest = stand_in(a, q, c, n, k);
+    if (q->watched || p->stand_in == POLICY_MEANS) {
+        size_t n_picked;
+        float share[KERN_MAX_G];
+        const uint32_t *picked = pick_candidates(a, &a->units, n, k, &n_picked);
+        sum_candidates(a, q, picked, n_picked, share);
+        if (p->stand_in == POLICY_MEANS) c->rest = stand_in(a, q, norm_of(a, c), picked, n_picked, share);
+        if (q->watched) memcpy(c->mass, share, q->n_q * sizeof *share);
+    }
     c->side_bytes = bytes_read(a, p, q);
     c->middle_rows = p->sink + policy_middle(p, q->n_pos) - a->blocks.end; /* those without a code */
     spw_status s = policy_choice_set(c, 0, q->n_q, err);

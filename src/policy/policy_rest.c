@@ -12,10 +12,10 @@
 void policy_rest_lay_out(policy_rest_work *w, policy_layout *l, const policy_query *q, size_t n_pages)
 {
     w->n_pages = n_pages;
-    w->chosen = policy_layout_take(l, q->n_q * n_pages * sizeof *w->chosen);
-    w->left = policy_layout_take(l, q->n_q * n_pages * sizeof *w->left);
+    w->chosen = policy_layout_take(l, n_pages * sizeof *w->chosen);
+    w->left = policy_layout_take(l, n_pages * sizeof *w->left);
     w->means = policy_layout_take(l, n_pages * sizeof *w->means);
-    w->o = policy_layout_take(l, (size_t)q->n_q * q->dim * sizeof *w->o);
+    w->o = policy_layout_take(l, q->dim * sizeof *w->o);
     w->lse = policy_layout_take(l, q->n_q * sizeof *w->lse);
 }
 
@@ -34,13 +34,8 @@ void policy_rest_ask(const policy_rest_work *w, const policy_query *q, uint64_t 
 
 static float sum_of(const float *x, size_t n)
 {
-    enum { WIDTH = 16 };
-    float lane[WIDTH] = {0}, sum = 0;
-    size_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH)
-        for (size_t j = 0; j < WIDTH; j++) lane[j] += x[i + j];
-    for (; i < n; i++) lane[0] += x[i];
-    for (size_t j = 0; j < WIDTH; j++) sum += lane[j];
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i];
     return sum;
 }
 
@@ -57,26 +52,23 @@ static float trust(float variance)
     return expf(-DOUBT * variance * variance);
 }
 
-/* Makes the masses of a head the weights of the pages' means, in the place of left; returns the mass of all that is left, 0: nothing can be said. */
-static float weigh_head(const policy_rest_work *w, size_t g, float other)
+/* Makes the weights of the pages' means, in the place of left; false: there are none. */
+static bool weigh_pages(const policy_rest_work *w)
 {
-    float *chosen = w->chosen + g * w->n_pages, *left = w->left + g * w->n_pages;
-    const float all_chosen = sum_of(chosen, w->n_pages), all_left = sum_of(left, w->n_pages), mass = all_left + other;
-    if (!(all_left > LEAST && mass < MOST && all_chosen < MOST)) {
-        memset(left, 0, w->n_pages * sizeof *left);
-        return 0;
-    }
+    const float all_chosen = sum_of(w->chosen, w->n_pages), all_left = sum_of(w->left, w->n_pages);
+    if (!(all_left > LEAST && all_left < MOST && all_chosen < MOST)) return false;
     const float of_left = 1 / all_left, of_chosen = all_chosen > LEAST ? LEAN / all_chosen : 0;
-    for (size_t p = 0; p < w->n_pages; p++) left[p] = of_left * left[p] - of_chosen * chosen[p];
-    return mass;
+    for (size_t p = 0; p < w->n_pages; p++) w->left[p] = of_left * w->left[p] - of_chosen * w->chosen[p];
+    return true;
 }
 
-policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, const float *norm, const float *other, float variance)
+policy_rest policy_rest_make(policy_rest_work *w, const policy_query *q, const float *norm, const float *mass, float variance)
 {
+    if (!weigh_pages(w)) return (policy_rest){0};
     for (uint32_t g = 0; g < q->n_q; g++) {
-        const float mass = trust(variance * length_squared(q->q + g * q->q_stride, q->dim)) * weigh_head(w, g, other[g]);
-        w->lse[g] = mass > LEAST ? norm[g] + logf(mass) : -INFINITY;
+        const float believed = trust(variance * length_squared(q->q + g * q->q_stride, q->dim)) * mass[g];
+        w->lse[g] = believed > LEAST && believed < MOST ? norm[g] + logf(believed) : -INFINITY;
     }
-    q->kern->index_mix(w->left, w->n_pages, q->n_q, w->means, w->n_pages, q->dim, w->o);
+    q->kern->index_mix(w->left, w->means, w->n_pages, q->dim, w->o);
     return (policy_rest){.o = w->o, .lse = w->lse, .lean = LEAN};
 }
