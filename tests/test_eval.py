@@ -3,7 +3,7 @@
 
 Environment as for test_cli.py, whose helpers are used.  Prints one line a test and exits non-zero when one fails.
 """
-import csv, io, json, os, re, shutil, sys, xml.etree.ElementTree
+import csv, io, json, os, re, shutil, struct, sys, xml.etree.ElementTree
 
 import test_cli as cli
 from test_cli import asset, equal, has, instruct, refused, run_json, spillway, story, temp, tiny
@@ -70,6 +70,28 @@ def test_kld_is_repeated_by_any_threads_and_batch():
     equal(a["policies"], b["policies"])
     equal([p["policy"] for p in a["policies"]][:2], ["full", "window"], "the default policies")
     equal(a["layers"], b["layers"])
+
+
+def with_norm(value):
+    """The tiny model, its last norm filled with a float."""
+    data, places = bytearray(open(tiny(), "rb").read()), {}
+    for t in run_json("inspect", "-m", tiny(), "--json")["tensors"]:
+        name = t["name"].encode()
+        at = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+        n_dims = struct.unpack_from("<I", data, at)[0]
+        places[t["name"]] = struct.unpack_from("<Q", data, at + 4 + 8 * n_dims + 4)[0], t["bytes"]
+    begin = len(data) - max(offset + (n + 31) // 32 * 32 for offset, n in places.values())
+    offset, n = places["output_norm.weight"]
+    data[begin + offset:begin + offset + n] = struct.pack("<f", value) * (n // 4)
+    return temp(f"norm{value}.gguf", bytes(data))
+
+
+def test_kld_of_no_numbers():
+    flags = ("-f", kjv(), "-c", 256, "--chunks", 1, "--eval-tokens", 20, "--policies", "full,window", "--json")
+    for row in run_json("eval", "kld", "-m", with_norm(1.0), *flags)["policies"]:
+        less(-1e-9, row["kld_mean"], "a number"), less(1, row["ppl"], "a number")
+    for row in run_json("eval", "kld", "-m", with_norm(float("nan")), *flags)["policies"]:
+        equal([row[k] for k in ("kld_mean", "kld_median", "kld_max", "ppl")], [None] * 4, "logits that are no numbers are not as good as the dense ones")
 
 
 def mean(matrix):
