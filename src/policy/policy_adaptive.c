@@ -555,31 +555,43 @@ static spw_status add_blocks(const adaptive *a, policy_choice *c, size_t k, spw_
     return s;
 }
 
-/* The group's attention to candidates of a part by pages. */
-static void add_pages(const adaptive *a, const policy_query *q, uint32_t i)
+/* The group's attention to candidates of a part that are not chosen, by pages: differences of sums up to each page's last.  shares become these sums, two at a time, so that one addition waits for another half as often. */
+static void take_left(const adaptive *a, const policy_query *q, uint32_t i)
 {
     const policy_rest_work *w = &a->rest_work;
     const scan_part *part = &a->parts[i];
     const size_t first = (size_t)i * a->part / KV_PAGE_ROWS, n_pages = w->n_pages - first < a->part / KV_PAGE_ROWS ? w->n_pages - first : a->part / KV_PAGE_ROWS;
     const uint32_t *ids = a->ids + part->at;
-    const float *shares = a->shares + part->at;
+    float *shares = a->shares + part->at, sum = 0, before = 0;
+    uint32_t ends[PART_MOST / KV_PAGE_ROWS] = {0}; /* behind each page's last candidate; 0: it has none */
+    size_t k = 0;
     policy_rest_ask(w, q, a->base / KV_PAGE_ROWS, first, n_pages);
-    for (size_t p = 0, k = 0; p < n_pages; p++) {
-        float sum = 0;
-        for (; k < part->n && ids[k] < (first + p + 1) * KV_PAGE_ROWS; k++) sum += shares[k];
-        w->left[first + p] = sum;
+    for (; k + 2 <= part->n; k += 2) {
+        const float both = shares[k] + shares[k + 1];
+        shares[k] += sum;
+        shares[k + 1] = sum += both;
+        ends[ids[k] / KV_PAGE_ROWS - first] = (uint32_t)k + 1;
+        ends[ids[k + 1] / KV_PAGE_ROWS - first] = (uint32_t)k + 2;
+    }
+    if (k < part->n) {
+        shares[k] += sum;
+        ends[ids[k] / KV_PAGE_ROWS - first] = (uint32_t)k + 1;
+    }
+    for (size_t p = 0; p < n_pages; p++) {
+        const float upto = ends[p] ? shares[ends[p] - 1] : before, left = upto - before - w->chosen[first + p];
+        w->left[first + p] = left > 0 ? left : 0;
+        before = upto;
     }
 }
 
-/* What stands for the candidates that are not picked, and for what is none.  share: of each head's mass in the middle that the picked ones hold. */
+/* What stands for the candidates that are not picked, and for what is none; shares are gone afterwards.  share: of each head's mass in the middle that the picked ones hold. */
 static policy_rest stand_in(adaptive *a, const policy_query *q, const float *norm, const uint32_t *picked, size_t n_picked, const float *share)
 {
     const policy_rest_work *w = &a->rest_work;
     float mass[KERN_MAX_G];
-    for (uint32_t i = 0; i < a->n_parts; i++) add_pages(a, q, i);
     memset(w->chosen, 0, w->n_pages * sizeof *w->chosen);
     for (size_t i = 0; i < n_picked; i++) w->chosen[a->ids[picked[i]] / KV_PAGE_ROWS] += a->shares[picked[i]];
-    for (size_t p = 0; p < w->n_pages; p++) w->left[p] = w->left[p] > w->chosen[p] ? w->left[p] - w->chosen[p] : 0;
+    for (uint32_t i = 0; i < a->n_parts; i++) take_left(a, q, i);
     for (uint32_t g = 0; g < q->n_q; g++) mass[g] = (1 - share[g]) * a->middle[g];
     return policy_rest_make(&a->rest_work, q, norm, mass, kern_index_variance(a->pages, w->n_pages, KV_PAGE_ROWS, q->dim, a->planes));
 }
