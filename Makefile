@@ -181,7 +181,7 @@ uninstall:
 TESTS ?= $(C_TESTS) $(REPLAYS) $(PY_TESTS) $(SH_TESTS)
 
 # The one test of parts of the program; they need neither a model nor jansson.
-EVAL_OBJ := $(addprefix $(BUILD)/apps/,eval_tasks.o eval_ruler.o eval_policies.o budget.o text_input.o)
+EVAL_OBJ := $(addprefix $(BUILD)/apps/,eval_tasks.o eval_ruler.o eval_policies.o eval_divergence.o budget.o text_input.o)
 $(BUILD)/tests/test_eval_tasks: $(EVAL_OBJ)
 $(BUILD)/tests/test_eval_tasks: TEST_WITH = -Iapps $(EVAL_OBJ)
 

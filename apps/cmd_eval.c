@@ -43,13 +43,13 @@ const command command_eval = {
         "ruler: six tasks of RULER (niah_single_1, niah_multikey_2, niah_multikey_3, vt, cwe, fwe) with its sizes, texts and scores; the words come from our own word list. "
         "kv: a dictionary of --keys random keys and values, and one of the keys. multiturn: --turns keys of one dictionary, one after the other in one session. passkey: a number "
         "hidden in noise. niah: a sentence hidden in the text of -f, or in noise, at each of --depths places. Answers are greedy; prompts are read exactly under every policy, once "
-        "for all of them. The chat template of the model is used, but for kv and multiturn, which are texts to be continued.\n\n"
+        "for all of them. The chat template of the model is used, but for kv and multiturn, which are texts to be continued. same_answer is the share of answers that are letter for letter those of full, and kld_mean the mean divergence from full of the predictions of an answer behind its first token, as long as both have written the same: it tells policies apart where few answers change.\n\n"
         "A policy is written NAME[:BLOCK]:BUDGET or hgca:BETA, a name alone stands for its defaults; adaptive takes a rule too, as in adaptive:.02:flat or adaptive:.01:threshold=.0003, and what stands for the rest, as in adaptive:.02:none. The same seed gives "
         "the same numbers. Ctrl-C ends a run with a report of the chunks or samples that were done. With --resume a run goes on where another one was stopped.\n\n"
         "With --json one object is printed. ppl: ppl, ppl_stderr, nll_mean, n_predictions, n_tokens (of the text), chunks, ctx, model, isa, threads, timings. kld: policies, an array of "
         "objects with policy, kld_mean, kld_median, kld_p99, kld_p999, kld_max, same_top, ppl, ppl_full, share_read, share_rows, mass, output_error (null with --no-truth); and layers, an array with "
         "policy, mass and output_error by [layer][head], share_read by [layer][KV head]. "
-        "The others: policies, an array with policy, score (ruler, 0 to 100) or accuracy (0 to 1), share_read, share_rows; and rows, the same for each task, length, depth or turn.",
+        "The others: policies, an array with policy, score (ruler, 0 to 100) or accuracy (0 to 1), n, same_answer, kld_mean, share_read, share_rows; and rows, the same for each task, length, depth or turn.",
     .examples = "  spillway eval ppl -m model.gguf -f book.txt -c 2048 --chunks 8\n"
                 "  spillway eval kld -m model.gguf -f book.txt -c 8192 --chunks 2 --html kld.html\n"
                 "  spillway eval ruler -m model.gguf -c 4096,8192 -n 50 --policies full,window --resume ruler.jsonl\n"

@@ -10,6 +10,7 @@
 
 #include "commands.h"
 #include "eval.h"
+#include "eval_divergence.h"
 #include "eval_html.h"
 #include "eval_lanes.h"
 #include "eval_layers.h"
@@ -38,29 +39,17 @@ typedef struct kld_sums {
     eval_layers layers;
 } kld_sums;
 
-/* log of the sum of exponentials; *top is the first of the largest. */
-static double log_sum(const float *x, size_t n, size_t *top)
-{
-    double sum = 0;
-    *top = 0;
-    for (size_t i = 1; i < n; i++)
-        if (x[i] > x[*top]) *top = i;
-    for (size_t i = 0; i < n; i++) sum += (double)expf(x[i] - x[*top]);
-    return (double)x[*top] + log(sum);
-}
-
 /* Scores every lane's logits against the dense ones, which are lane 0's; next is the token that follows. */
 static void score_position(kld_run *r, int32_t next, kld_sums *sums)
 {
     size_t n = r->lanes.n_vocab, top, other;
     const float *p = r->lanes.v[0].logits;
-    double p_log = log_sum(p, n, &top);
-    for (size_t i = 0; i < n; i++) r->dense[i] = exp((double)p[i] - p_log);
+    double p_log = divergence_log_sum(p, n, &top);
+    divergence_probabilities(p, p_log, n, r->dense);
     for (size_t k = 1; k < r->lanes.n; k++) {
         const float *q = r->lanes.v[k].logits;
-        double q_log = log_sum(q, n, &other), kld = 0;
-        for (size_t i = 0; i < n; i++) kld += r->dense[i] * (((double)p[i] - p_log) - ((double)q[i] - q_log));
-        json_array_append_new(sums[k].kld, kld <= 0 ? json_real(0) : report_real(kld));
+        double q_log = divergence_log_sum(q, n, &other);
+        json_array_append_new(sums[k].kld, report_real(divergence_kld(r->dense, p, p_log, q, q_log, n)));
         sums[k].same_top += top == other;
         sums[k].nll += q_log - (double)q[next];
         sums[k].nll_full += p_log - (double)p[next];

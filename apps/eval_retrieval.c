@@ -251,8 +251,23 @@ static bool run_samples(retrieval *r)
 typedef struct row_sums {
     double score;
     size_t n;
+    size_t n_compared, n_same; /* answers that were compared with those of reading everything, and that are these */
+    double kld;                /* their predictions' sum */
+    size_t n_kld;
     share_sums share;
 } row_sums;
+
+/* A turn of a file from before there was a comparison says nothing of it; a divergence that is no number is null. */
+static void add_likeness(const json_t *turn, row_sums *s)
+{
+    const json_t *same = json_object_get(turn, "same"), *kld = json_object_get(turn, "kld");
+    size_t n = (size_t)json_integer_value(json_object_get(turn, "kld_n"));
+    if (!same) return;
+    s->n_compared++;
+    s->n_same += json_is_true(same);
+    s->n_kld += n;
+    if (n) s->kld += json_is_number(kld) ? json_number_value(kld) : (double)NAN;
+}
 
 /* Adds one turn of a policy's samples in a cell. */
 static void add_turn(const retrieval *r, const char *policy, const task_cell *c, size_t turn, row_sums *s)
@@ -265,6 +280,7 @@ static void add_turn(const retrieval *r, const char *policy, const task_cell *c,
         s->score += json_number_value(json_object_get(t, "score"));
         s->n++;
         share_add(&s->share, t);
+        add_likeness(t, s);
     }
 }
 
@@ -275,6 +291,10 @@ static void set_score(const retrieval *r, json_t *row, const row_sums *s)
     if (is_ruler(r)) json_object_set_new(row, "score", json_real(round(1e4 * mean) / 100));
     else json_object_set_new(row, "accuracy", json_real(mean));
     json_object_set_new(row, "n", report_count(s->n));
+    if (s->n_compared) {
+        json_object_set_new(row, "same_answer", json_real((double)s->n_same / (double)s->n_compared));
+        json_object_set_new(row, "kld_mean", s->n_kld ? report_real(s->kld / (double)s->n_kld) : json_null());
+    }
     share_set(row, &s->share);
 }
 
@@ -315,7 +335,7 @@ static void add_rows(const retrieval *r, const char *policy, json_t *rows, json_
 static size_t find_columns(const json_t *rows, report_column *out)
 {
     static const report_column columns[] = {{"policy", 0}, {"task", 0}, {"length", 0}, {"keys", 0}, {"depth", 0}, {"turn", 0}, {"n", 0},
-                                            {"score", 2}, {"accuracy", 3}, {"share_read", 4}, {"share_rows", 4}};
+                                            {"score", 2}, {"accuracy", 3}, {"same_answer", 3}, {"kld_mean", 4}, {"share_read", 4}, {"share_rows", 4}};
     size_t n = 0;
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
         if (json_object_get(json_array_get(rows, 0), columns[i].key)) out[n++] = columns[i];
@@ -378,7 +398,7 @@ static int measure(const options *o, const char *name)
     else if (add_cells(&r)) {
         code = EXIT_FAILED;
         if (read_haystack(&r) && find_context(&r, &n_ctx) &&
-            loading_check_forks(&r.model, &command_eval, o, n_ctx, r.policies.n, policies_positions(&r.policies, n_ctx, new_tokens(&r))) && loading_open(&r.model, o))
+            loading_check_forks(&r.model, &command_eval, o, n_ctx, r.policies.n + 1, policies_positions(&r.policies, n_ctx, new_tokens(&r))) && loading_open(&r.model, o))
             code = run(&r);
     }
     lanes_close(&r.lanes);

@@ -166,7 +166,7 @@ static const option table[] = {
      "finds. quest: blocks, by the bounds of their keys. hgca: what had attention when it left the window. oracle: what has the most attention; for measuring, it reads everything to find out. "
      "Several by layer: adaptive,0-1=full."},
     {MEASURING, group_context, 0, "kv-budget", "SHARE|N|auto", OPTION_BUDGET, AT(kv_budget), 0, 0, NULL, NULL, "the policy's",
-     "How much of the positions between them may be read: a share up to 1, a number above 1, or auto: as many as their attention asks for."},
+     "How much of the positions between them may be read: a share up to 1, a number above 1, or auto: as many as their attention asks for. Of adaptive by default 2 %, of more than 32768 positions less: their number grows with the root from there on, so that it is 1 % of 128K and 0.35 % of a million."},
     {MEASURING, group_context, 0, "kv-block", "N", ONE_OF(kv_block, block_choices, NULL), "the policy's", "Adjacent positions that are chosen together."},
     {MEASURING, group_context, 0, "kv-rule", "RULE", ONE_OF(kv_rule, rule_choices, NULL), "model",
      "adaptive: how many positions a KV head reads. flat: the budget, alike for all. threshold: those with more than --kv-threshold of the attention. top-p: until --kv-threshold of the attention is left. error: until the output's error is below --kv-error. layer: the budget of all KV heads of a layer, spread over them. model: the same of all layers, on average over the tokens. All by estimates."},

@@ -264,7 +264,7 @@ typedef struct spw_session_params {
     const char *kv_policy; /* a name of spw_kv_policies; "adaptive" when NULL.  Or several by layer: "adaptive,0-1=full" */
     uint32_t kv_sink;      /* first positions that are always attended; default 64 */
     uint32_t kv_window;    /* newest positions that are always attended, at least 1; default 256 */
-    double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default */
+    double kv_budget;      /* what may be read of the positions between them: up to 1 a share, above 1 positions, 0: the policy's own rule; default -1: the policy's default, of adaptive 2 % of up to 32768 positions, from where on it grows with the root of their number */
     uint32_t kv_block;     /* adjacent positions that are chosen together: 1, 16, 32, 64 or 128; default 0: the policy's default */
     spw_kv_rule kv_rule;   /* default SPW_KV_MODEL */
     spw_kv_rest kv_rest;   /* default SPW_KV_REST_MEAN */

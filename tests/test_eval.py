@@ -301,12 +301,18 @@ def test_fidelity_tool_makes_tables():
 
 def test_kv_by_a_needle_model():
     cli.not_sanitized()
-    r = run_json("eval", "kv", "-m", needle(), "--keys", 24, "-n", 3, "--seed", 1, "--policies", "full,window", "--json")
+    r = run_json("eval", "kv", "-m", needle(), "--keys", 24, "-n", 3, "--seed", 1, "--sparse-min-ctx", 0, "--policies", "full,window,adaptive:1.0", "--json")
     p = by_policy(r)
+    for policy in "full", "adaptive:1.0":
+        equal((p[policy]["same_answer"], p[policy]["kld_mean"]), (1, 0), policy)
+    equal(p["window"]["same_answer"], 0)
+    less(0.1, p["window"]["kld_mean"], "its first prediction that full makes otherwise")
     equal((p["full"]["accuracy"], p["full"]["share_read"], p["full"]["n"]), (1, 1, 3))
     equal(p["window"]["accuracy"] <= 0.2 and p["window"]["share_read"] == 0, True, p["window"])
-    equal([(x["policy"], x["task"], x["keys"]) for x in r["rows"]], [("full", "kv", 24), ("window", "kv", 24)])
+    equal([(x["policy"], x["task"], x["keys"]) for x in r["rows"]], [("full", "kv", 24), ("window", "kv", 24), ("adaptive:1.0", "kv", 24)])
     equal(r["prompt"], "plain text")
+    alone = run_json("eval", "kv", "-m", needle(), "--keys", 24, "-n", 3, "--seed", 1, "--sparse-min-ctx", 0, "--policies", "window", "--json")
+    equal(alone["policies"][0], p["window"], "whatever it is compared beside")
 
 
 def test_multiturn_by_a_needle_model():

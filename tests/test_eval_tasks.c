@@ -1,7 +1,10 @@
-/* test_eval_tasks.c - the made-up texts of eval: the same for a seed, as long as asked, what RULER says; scores; and how policies are written.
+/* test_eval_tasks.c - the made-up texts of eval: the same for a seed, as long as asked, what RULER says; scores; how policies are written; and how far apart predictions are.
  *
  * No model is needed: a count of words stands for a tokenizer. */
+#include <math.h>
+
 #include "eval_build.h"
+#include "eval_divergence.h"
 #include "eval_policies.h"
 #include "test.h"
 #include "word_list.h"
@@ -408,6 +411,25 @@ static void seeds_keep_their_meaning(void)
     task_free(&s);
 }
 
+/* Of p = 1/2, 1/4, 1/4 and q = 1/4, 1/4, 1/2, written as logits with an offset of their own: 1/2 ln 2 + 0 - 1/4 ln 2. */
+static void divergences_are_by_definition(void)
+{
+    const float half = logf(0.5f), quarter = logf(0.25f);
+    const float p[3] = {300 + half, 300 + quarter, 300 + quarter}, q[3] = {quarter - 90, quarter - 90, half - 90}, wrong[3] = {0, NAN, 0};
+    double probabilities[3];
+    size_t top;
+    const double p_log = divergence_log_sum(p, 3, &top);
+    CHECK_INT(top, 0);
+    CHECK_NEAR(p_log, 300, 1e-4);
+    const double q_log = divergence_log_sum(q, 3, &top);
+    CHECK_INT(top, 2);
+    divergence_probabilities(p, p_log, 3, probabilities);
+    CHECK_NEAR(probabilities[0], 0.5, 1e-4);
+    CHECK_NEAR(divergence_kld(probabilities, p, p_log, q, q_log, 3), 0.25 * log(2), 1e-4);
+    CHECK(divergence_kld(probabilities, p, p_log, p, p_log, 3) == 0);
+    CHECK(isnan(divergence_kld(probabilities, p, p_log, wrong, divergence_log_sum(wrong, 3, &top), 3)));
+}
+
 int main(void)
 {
     RUN(samples_depend_on_seed_and_number_alone);
@@ -428,5 +450,6 @@ int main(void)
     RUN(policies_become_parameters);
     RUN(memory_of_policies_is_counted);
     RUN(seeds_keep_their_meaning);
+    RUN(divergences_are_by_definition);
     return test_done();
 }

@@ -166,10 +166,30 @@ static void test_failing_allocator(void)
     CHECK_INT(mem_in_use(), before);
 }
 
+/* A default budget is a share up to 32768 positions of the middle and grows with the root from there; a budget that was asked for is what was asked for. */
+static void test_budgets(void)
+{
+    static const struct {
+        uint64_t middle, by_default, by_share;
+    } at[] = {{0, 0, 0}, {1, 1, 1}, {10000, 200, 200}, {32768, 656, 656}, {131072, 1311, 2622}, {524288, 2622, 10486}, {1048576, 3708, 20972}};
+    spw_err err;
+    policy by_default, by_share;
+    policy_params pp = params_of(1, 64, 256, -1, 0), fixed = params_of(1, 64, 256, 0.02, 0);
+    CHECK_OK(policy_init(&by_default, "adaptive", &pp, &err), err);
+    CHECK_OK(policy_init(&by_share, "adaptive", &fixed, &err), err);
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+        CHECK_INT(policy_budget(&by_default.params, at[i].middle), at[i].by_default);
+        CHECK_INT(policy_budget(&by_share.params, at[i].middle), at[i].by_share);
+    }
+    policy_done(&by_default);
+    policy_done(&by_share);
+}
+
 int main(void)
 {
     spw_err err;
     if (kern_select(&kern, &err) || pool_create(&pool, 2, &err)) return fprintf(stderr, "%s\n", err.msg), 1;
+    RUN(test_budgets);
     for (size_t i = 0; (running = policy_at(i)) != NULL; i++) {
         printf("policy %s\n", running->name);
         RUN(test_random_timelines);

@@ -52,7 +52,7 @@ spw_status policy_init(policy *p, const char *name, const policy_params *params,
     const policy_ops *ops = policy_find(name);
     if (!ops) return spw_fail(err, SPW_E_ARG, "KV policy: expected one of %s, found '%s'", spw_kv_policies(), name);
     policy made = {.ops = ops, .params = *params};
-    if (made.params.budget < 0) made.params.budget = ops->budget;
+    if (made.params.budget < 0) made.params.budget = ops->budget, made.params.share_until = ops->share_until;
     if (made.params.block == 0) made.params.block = ops->block ? ops->block : 1;
     spw_status s = check_params(&made.params, err);
     if (!s && ops->create) s = ops->create(&made.state, &made.params, err);
@@ -359,7 +359,8 @@ uint64_t policy_middle(const policy_params *p, uint64_t n_pos)
 
 uint64_t policy_budget(const policy_params *p, uint64_t middle)
 {
-    double n = p->budget > 1 ? p->budget : ceil(p->budget * (double)middle);
+    double of = p->share_until && middle > p->share_until ? sqrt((double)p->share_until * (double)middle) : (double)middle;
+    double n = p->budget > 1 ? p->budget : ceil(p->budget * of);
     return n < (double)middle ? (uint64_t)n : middle;
 }
 

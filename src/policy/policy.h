@@ -50,7 +50,8 @@ typedef struct policy_params {
     uint32_t group, dim;        /* G query heads per KV head; floats of a query */
     uint32_t sink, window;      /* positions; window >= 1 */
     uint64_t min_ctx;           /* below so many positions everything is attended */
-    double budget;              /* of the middle: in (0, 1] a share, above 1 positions, 0: the policy's own rule */
+    double budget;              /* of the middle: in (0, 1] a share, above 1 positions, 0: the policy's own rule; negative: the policy's default */
+    uint64_t share_until;       /* positions of the middle from which on a share is of the geometric mean of these and the middle, so that it grows with the root; 0: never.  Set with a default budget */
     uint32_t block;             /* 1, 16, 32, 64 or 128 adjacent positions are chosen together; 0: the policy's default */
     policy_rule rule;
     double threshold;           /* POLICY_THRESHOLD: share of the mass; POLICY_TOP_P: share of the mass that is left out at most; 0: default */
@@ -119,6 +120,7 @@ typedef struct policy_ops {
     bool needs_q;     /* false: the choice depends on n_pos and layer alone, and q is not given */
     uint32_t n_stages;
     double budget;    /* defaults of policy_params: where the caller says nothing */
+    uint64_t share_until;
     uint32_t block;
     /* State of one session, or *out = NULL for a policy without any; may be NULL, as all that follow but select. */
     spw_status (*create)(void **out, const policy_params *p, spw_err *err);

@@ -40,6 +40,7 @@ enum {
 #define CHOSEN_FLAT      0.01
 #define CHOSEN_THRESHOLD 0.025
 #define CHOSEN_COVER     0.05
+#define ROOT_FROM       32768 /* positions of the middle: a default budget grows with their root from here on, 1 % of 128K and 0.35 % of a million; docs/FIDELITY.md */
 #define DENSE_SHARE     0.5  /* of the middle: a budget above reads everything, for scattered rows cost about twice what a stream costs; where exactly the two meet was not measured */
 #define RULE_LEAST      0.01 /* share of the middle that every group gets whatever the rule */
 #define SPREAD_FLOOR    0.25 /* of an even share of a layer's or the model's budget every group gets; 0 to 0.75 differ by up to 7 % of divergence, in both directions (docs/FIDELITY.md) */
@@ -662,6 +663,7 @@ const policy_ops policy_adaptive = {
     .needs_q = true,
     .n_stages = STAGES,
     .budget = 0.02,
+    .share_until = ROOT_FROM,
     .block = 1,
     .create = adaptive_create,
     .fork = adaptive_fork,
