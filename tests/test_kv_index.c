@@ -115,6 +115,26 @@ static void compare(const kv_seq *s, unsigned planes)
     mem_free(want);
 }
 
+/* What is listed for many pages is what is found for each. */
+static void compare_lists(const kv_seq *s, unsigned planes)
+{
+    const void *codes[CTX / KV_PAGE_ROWS], *outer[CTX / KV_PAGE_ROWS];
+    const kern_f16 *means[CTX / KV_PAGE_ROWS];
+    const uint64_t n_pages = kv_seq_len(s) / KV_PAGE_ROWS;
+    for (uint64_t first = 0; first < n_pages; first++) {
+        for (uint32_t a = 0; a < ARENAS; a++) {
+            const uint32_t layer = arenas[a].layer, head = arenas[a].head;
+            const size_t n = (size_t)(n_pages - first);
+            kv_codes(s, layer, head, first, n, codes, outer);
+            kv_value_means(s, layer, head, first, n, means);
+            for (size_t i = 0; i < n; i++) {
+                CHECK(codes[i] == kv_code(s, layer, head, first + i) && means[i] == kv_value_mean(s, layer, head, first + i));
+                CHECK(outer[i] == (planes > 1 ? kv_code_outer(s, layer, head, first + i) : NULL));
+            }
+        }
+    }
+}
+
 static const kv_type types[] = {KV_F16, KV_F32, KV_Q8};
 
 static void random_operation(kv_store *st, kv_type type, kv_seq **seqs, int *n, uint64_t *seed)
@@ -156,7 +176,7 @@ static void random_run(uint64_t seed, kv_type type, unsigned planes, bool failin
         mem_fail_after(-1, false);
         CHECK_OK(kv_check(st, &err), err);
         if (step % 10 == 9) {
-            for (int i = 0; i < n; i++) compare(seqs[i], planes);
+            for (int i = 0; i < n; i++) compare(seqs[i], planes), compare_lists(seqs[i], planes);
         }
     }
     for (int i = 0; i < n; i++) {

@@ -129,6 +129,9 @@ const void *kv_code(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pag
 const void *kv_code_outer(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
 /* The mean of V over a full page, as halves [dim]; NULL without an index. */
 const kern_f16 *kv_value_mean(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t page);
+/* The same of n pages from page number first on, of a store with an index; outer as kv_code_outer. */
+void kv_codes(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, size_t n, const void **codes, const void **outer);
+void kv_value_means(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, size_t n, const kern_f16 **means);
 /* The room for digests of the page that holds pos, side_bytes aligned to 64, or NULL when the store has none. */
 void *kv_side(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t pos);
 /* Spans of positions first .. first + n - 1 (n <= KERN_SPAN, all below reserved), adjacent pages joined; returns how many, at most KV_MAX_SPANS.

@@ -91,6 +91,30 @@ const kern_f16 *kv_value_mean(const kv_seq *s, uint32_t layer, uint32_t head, ui
     return (const kern_f16 *)(const void *)kv_page_area(st, s->pages[page], st->first_arena[layer] + head, KV_MEANS);
 }
 
+/* The areas of n pages. */
+static void list_areas(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, size_t n, kv_area area, const void **out)
+{
+    const kv_store *st = s->store;
+    const uint32_t arena = st->first_arena[layer] + head;
+    SPW_ASSERT(st->index_planes && (first + n) * KV_PAGE_ROWS <= s->opened);
+    for (size_t i = 0; i < n; i++) out[i] = kv_page_area(st, s->pages[first + i], arena, area);
+}
+
+void kv_codes(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, size_t n, const void **codes, const void **outer)
+{
+    list_areas(s, layer, head, first, n, KV_CODES, codes);
+    if (s->store->index_planes > 1) list_areas(s, layer, head, first, n, KV_OUTER, outer);
+    else memset(outer, 0, n * sizeof *outer);
+}
+
+void kv_value_means(const kv_seq *s, uint32_t layer, uint32_t head, uint64_t first, size_t n, const kern_f16 **means)
+{
+    const kv_store *st = s->store;
+    const uint32_t arena = st->first_arena[layer] + head;
+    SPW_ASSERT(st->index_planes && (first + n) * KV_PAGE_ROWS <= s->opened);
+    for (size_t i = 0; i < n; i++) means[i] = (const kern_f16 *)(const void *)kv_page_area(st, s->pages[first + i], arena, KV_MEANS);
+}
+
 /* ------------------------------------------------------------------------------------------------- check ---- */
 
 /* Page number at of a sequence, in all layers and heads.  again: room for a code. */

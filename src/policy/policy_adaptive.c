@@ -204,10 +204,7 @@ static spw_status adaptive_prepare(void *state, const policy_params *p, const po
     if (s) return s;
     c->base = true;
     lay_out(&a, p, q, c->scratch);
-    for (uint32_t i = 0; i * KV_PAGE_ROWS < a.end; i++) {
-        a.pages[i] = kv_code(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
-        a.outer[i] = kv_code_outer(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS + i);
-    }
+    kv_codes(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS, pages_of(&a), a.pages, a.outer);
     memset(a.parts, 0, a.n_parts * sizeof *a.parts);
     q->kern->index_query(q->q, q->q_stride, q->n_q, q->dim, a.query);
     *(adaptive *)c->scratch = a;
@@ -314,17 +311,37 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
 
 /* -------------------------------------------------------------------------------------------------- votes ---- */
 
-/* sums[i] = the sum over the heads of weight * mass, or of the squares of these, of n positions; whole steps of WIDTH are written. */
-static void weigh(const float *restrict masses, size_t room, size_t n, uint32_t n_q, const float *weight, bool squares, float *restrict sums)
+typedef float four __attribute__((vector_size(16)));
+
+static inline four load_four(const float *p)
 {
-    size_t end = (n + WIDTH - 1) / WIDTH * WIDTH;
-    memset(sums, 0, end * sizeof *sums);
-    for (uint32_t g = 0; g < n_q; g++) {
-        const float *m = masses + g * room, w = weight[g];
-        if (squares)
-            for (size_t i = 0; i < end; i++) sums[i] += w * m[i] * (w * m[i]);
-        else
-            for (size_t i = 0; i < end; i++) sums[i] += w * m[i];
+    four x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline void store_sixteen(float *p, four a, four b, four c, four d)
+{
+    memcpy(p, &a, sizeof a);
+    memcpy(p + 4, &b, sizeof b);
+    memcpy(p + 8, &c, sizeof c);
+    memcpy(p + 12, &d, sizeof d);
+}
+
+/* sums[i] = the sum over the heads of weight * mass, squares[i] that of the squares of these, of n positions; either may be NULL.  Whole steps of WIDTH are written. */
+static void weigh(const float *restrict masses, size_t room, size_t n, uint32_t n_q, const float *weight, float *restrict sums, float *restrict squares)
+{
+    for (size_t i = 0; i < n; i += WIDTH) {
+        four s0 = {0}, s1 = s0, s2 = s0, s3 = s0, q0 = s0, q1 = s0, q2 = s0, q3 = s0;
+        for (uint32_t g = 0; g < n_q; g++) {
+            const float *m = masses + g * room + i;
+            const four w = {weight[g], weight[g], weight[g], weight[g]};
+            const four a = w * load_four(m), b = w * load_four(m + 4), c = w * load_four(m + 8), d = w * load_four(m + 12);
+            s0 += a, s1 += b, s2 += c, s3 += d;
+            q0 += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
+        }
+        if (sums) store_sixteen(sums + i, s0, s1, s2, s3);
+        if (squares) store_sixteen(squares + i, q0, q1, q2, q3);
     }
 }
 
@@ -345,9 +362,9 @@ static size_t join_parts(adaptive *a, const policy_params *p, const policy_query
         weight[g] = 1 / (a->middle[g] + a->ends[g]);
     }
     for (uint32_t i = 0; i < a->n_parts; i++) {
-        const float *masses = a->masses + (size_t)i * q->n_q * a->room;
-        weigh(masses, a->room, a->parts[i].n, q->n_q, weight, is_spread(p), a->votes + a->parts[i].at);
-        if (a->shares != a->votes) weigh(masses, a->room, a->parts[i].n, q->n_q, weight, false, a->shares + a->parts[i].at);
+        const size_t at = a->parts[i].at;
+        const bool spread = is_spread(p), shares = !spread || a->shares != a->votes;
+        weigh(a->masses + (size_t)i * q->n_q * a->room, a->room, a->parts[i].n, q->n_q, weight, shares ? a->shares + at : NULL, spread ? a->votes + at : NULL);
     }
     return n;
 }

@@ -26,10 +26,9 @@ size_t policy_rest_bytes(const policy_query *q, size_t n_pages)
 
 void policy_rest_ask(const policy_rest_work *w, const policy_query *q, uint64_t first_page, size_t first, size_t n)
 {
-    for (size_t p = first; p < first + n; p++) {
-        w->means[p] = kv_value_mean(q->seq, q->layer, q->head, first_page + p);
+    kv_value_means(q->seq, q->layer, q->head, first_page + first, n, w->means + first);
+    for (size_t p = first; p < first + n; p++)
         for (size_t d = 0; d < q->dim; d += MEM_ALIGN / sizeof(kern_f16)) __builtin_prefetch(w->means[p] + d, 0, 2);
-    }
 }
 
 static float sum_of(const float *x, size_t n)
