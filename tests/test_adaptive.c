@@ -31,6 +31,18 @@ static void slow_estimates(const world *w, uint32_t head, uint32_t from, uint32_
     free(ids);
 }
 
+/* By how much the border of a query head lies lower for what signs err: three quarters of a standard deviation. */
+static double clearance(const world *w, uint32_t head, uint32_t g, uint32_t from, uint32_t to)
+{
+    const void *pages[CTX / KV_PAGE_ROWS + 1];
+    const unsigned planes = kv_index_planes(w->store);
+    const uint32_t first = from / KV_PAGE_ROWS, end = (to + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS;
+    double length = 0;
+    for (uint32_t i = first; i < end; i++) pages[i - first] = kv_code(w->seq, 0, head, i);
+    for (uint32_t d = 0; d < DIM; d++) length += (double)w->q[head][g * DIM + d] * (double)w->q[head][g * DIM + d];
+    return 0.75 * sqrt((double)(kern_index_sign_variance(planes) * kern_index_variance(pages, end - first, KV_PAGE_ROWS, DIM, planes)) * length);
+}
+
 /* The k positions with the most votes among those that pass the signs: DESIGN 6 with a sample of one group in `every`, all sorted. */
 static void slow_choice(const world *w, const policy_params *pp, uint32_t head, uint64_t n_pos, uint32_t every, double share, scored *votes)
 {
@@ -39,7 +51,7 @@ static void slow_choice(const world *w, const policy_params *pp, uint32_t head, 
     size_t stride = to - from + KERN_INDEX_GROUP;
     float *signs = malloc(GROUP * stride * sizeof *signs), *both = malloc(GROUP * stride * sizeof *both);
     scored *sampled = malloc(stride * sizeof *sampled);
-    double ends[GROUP] = {0}, norm[GROUP] = {0}, all[GROUP] = {0}, rest[GROUP] = {0}, threshold;
+    double ends[GROUP] = {0}, norm[GROUP] = {0}, bar[GROUP], all[GROUP] = {0}, rest[GROUP] = {0}, threshold;
     slow_estimates(w, head, from, to, false, signs, stride);
     slow_estimates(w, head, from, to, true, both, stride);
     for (uint32_t g = 0; g < GROUP; g++) {
@@ -51,10 +63,11 @@ static void slow_choice(const world *w, const policy_params *pp, uint32_t head, 
         for (uint32_t i = 0; i < to - from; i++)
             if ((from + i) / KERN_INDEX_GROUP % every == 0) norm[g] += exp((double)signs[g * stride + i]) * (to - from) / n_sample;
         norm[g] = log(norm[g] + ends[g]);
+        bar[g] = norm[g] - clearance(w, head, g, from, to);
     }
     for (uint32_t i = 0; i < to - from; i++) {
         votes[i] = (scored){-1e9, from + i};
-        for (uint32_t g = 0; g < GROUP; g++) votes[i].score = fmax(votes[i].score, (double)signs[g * stride + i] - norm[g]);
+        for (uint32_t g = 0; g < GROUP; g++) votes[i].score = fmax(votes[i].score, (double)signs[g * stride + i] - bar[g]);
         if ((from + i) / KERN_INDEX_GROUP % every == 0) sampled[n++] = votes[i];
     }
     qsort(sampled, n, sizeof *sampled, by_score);
@@ -62,7 +75,7 @@ static void slow_choice(const world *w, const policy_params *pp, uint32_t head, 
     for (uint32_t g = 0; g < GROUP; g++) {
         for (uint32_t i = 0; i < to - from; i++) {
             double most = -1e9;
-            for (uint32_t h = 0; h < GROUP; h++) most = fmax(most, (double)signs[h * stride + i] - norm[h]);
+            for (uint32_t h = 0; h < GROUP; h++) most = fmax(most, (double)signs[h * stride + i] - bar[h]);
             if (most >= threshold) all[g] += exp((double)both[g * stride + i]);
             else if ((from + i) / KERN_INDEX_GROUP % every == 0) rest[g] += exp((double)signs[g * stride + i]) * (to - from) / n_sample;
         }

@@ -43,6 +43,8 @@ size_t kern_index_refine_bytes(size_t n_pos, size_t dim, unsigned planes);
 
 /* The variance of an estimated score for a query of length 1, from all planes: what is left of Gaussian r, from some of the scales of these pages.  n_pages >= 1. */
 float kern_index_variance(const void *const *pages, size_t n_pages, size_t page_rows, size_t dim, unsigned planes);
+/* How many times as large the variance of an estimate from the signs alone is. */
+float kern_index_sign_variance(unsigned planes);
 
 /* Makes the code of n_rows >= 1 keys, row stride in floats.  Writes every byte of kern_index_bytes. */
 typedef void kern_index_code_fn(const float *k, size_t stride, size_t n_rows, size_t dim, unsigned planes, void *code);

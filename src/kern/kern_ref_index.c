@@ -35,6 +35,11 @@ float kern_index_variance(const void *const *pages, size_t n_pages, size_t page_
     return index_left(planes) * INDEX_HALF_PI * sum / (float)n;
 }
 
+float kern_index_sign_variance(unsigned planes)
+{
+    return index_left(1) / index_left(planes);
+}
+
 size_t kern_index_query_bytes(size_t n_q, size_t dim)
 {
     return index_query_numbers(n_q, dim) * sizeof(float) + n_q * index_table_bytes(dim);

@@ -35,6 +35,10 @@ enum {
 /* How many positions pass the signs, the candidates: so many times what is chosen for each query head of the group, as every head brings its own.  On seven heads 10 times what is chosen diverge a quarter less
  * than 5 times; on three 3 times are enough (docs/FIDELITY.md). */
 #define CANDIDATES_HEAD 1.25
+/* A head whose signs tell its scores badly has its border so many standard deviations of what they err lower than another: of the same number of candidates it gets more.  0.5 to 1 have a fifth to a third less divergence than 0
+ * on the model whose scores err most, and nothing changes on another (docs/FIDELITY.md). */
+#define CLEARANCE 0.75f
+#define ERROR_MOST 64.0f /* nats: a border that is a number whatever the codes hold */
 #define CANDIDATES_OVER 4.0 /* times, at least: fewer, and too few pass too often */
 /* What is chosen counts as so much of the middle at least: of a flat budget; by a threshold, and by top-p or error, which may choose any of the candidates. */
 #define CHOSEN_FLAT      0.01
@@ -79,6 +83,8 @@ typedef struct adaptive {
     double candidates;    /* share of the middle */
     size_t n_sampled;
     /* A mass is e to the score - norm: the share of the head's attention, if the sample were right. */
+    float variance;           /* of an estimate from all planes, for a query of length 1 */
+    float bar[KERN_MAX_G];    /* what the signs' estimates of a head are measured from when candidates are looked for: the norm, less CLEARANCE */
     float norm[KERN_MAX_G];   /* as the sample has it; without one, that of sink and window alone is taken */
     float ends[KERN_MAX_G];   /* mass of sink and window, exact */
     float rest[KERN_MAX_G];   /* mass of what does not pass, as the sample has it */
@@ -205,6 +211,7 @@ static spw_status adaptive_prepare(void *state, const policy_params *p, const po
     c->base = true;
     lay_out(&a, p, q, c->scratch);
     kv_codes(q->seq, q->layer, q->head, a.base / KV_PAGE_ROWS, pages_of(&a), a.pages, a.outer);
+    a.variance = kern_index_variance(a.pages, pages_of(&a), KV_PAGE_ROWS, q->dim, a.planes);
     memset(a.parts, 0, a.n_parts * sizeof *a.parts);
     q->kern->index_query(q->q, q->q_stride, q->n_q, q->dim, a.query);
     *(adaptive *)c->scratch = a;
@@ -262,6 +269,17 @@ static void make_masses(const policy_query *q, const float *norm, const float *e
     }
 }
 
+/* Where the heads' borders lie beside each other: the better the signs tell a head's scores, the higher. */
+static void set_bars(adaptive *a, const policy_query *q)
+{
+    for (uint32_t g = 0; g < q->n_q; g++) {
+        const float *x = q->q + g * q->q_stride;
+        float length = 0;
+        for (uint32_t d = 0; d < q->dim; d++) length += x[d] * x[d];
+        a->bar[g] = a->norm[g] - CLEARANCE * fminf(sqrtf(kern_index_sign_variance(a->planes) * a->variance * length), ERROR_MOST);
+    }
+}
+
 /* Every head's norm, the threshold, and the mass of what does not pass it. */
 static void sample(adaptive *a, const policy_query *q, const float *ends)
 {
@@ -275,7 +293,8 @@ static void sample(adaptive *a, const policy_query *q, const float *ends)
     if (k > n) k = n;
     q->kern->index_lse(a->estimates, stride, n, q->n_q, of_sample);
     for (uint32_t g = 0; g < q->n_q; g++) a->norm[g] = log_add(of_sample[g] + logf(times), ends[g]);
-    best_of_heads(a->estimates, stride, n, q->n_q, a->norm, a->votes);
+    set_bars(a, q);
+    best_of_heads(a->estimates, stride, n, q->n_q, a->bar, a->votes);
     q->kern->top_k(a->votes, n, k, a->chosen, a->top);
     make_masses(q, a->norm, a->estimates, stride, n, a->masses, a->rest);
     a->threshold = INFINITY;
@@ -297,7 +316,7 @@ static void scan_part_of(adaptive *a, const policy_query *q, const float *norm, 
     kern_index_scan scan = scan_of(a, q);
     if (scan.first < i * a->part) scan.first = i * a->part;
     if (scan.end > (i + 1) * a->part) scan.end = (i + 1) * a->part;
-    scan.norm = norm;
+    scan.norm = a->every ? a->bar : norm;
     scan.threshold = threshold;
     scan.refine = a->planes > 1;
     scan.ids += (size_t)i * a->room;
@@ -611,7 +630,7 @@ static policy_rest stand_in(adaptive *a, const policy_query *q, const float *nor
     for (size_t i = 0; i < n_picked; i++) w->chosen[a->ids[picked[i]] / KV_PAGE_ROWS] += a->shares[picked[i]];
     for (uint32_t i = 0; i < a->n_parts; i++) take_left(a, q, i);
     for (uint32_t g = 0; g < q->n_q; g++) mass[g] = (1 - share[g]) * a->middle[g];
-    return policy_rest_make(&a->rest_work, q, norm, mass, kern_index_variance(a->pages, w->n_pages, KV_PAGE_ROWS, q->dim, a->planes));
+    return policy_rest_make(&a->rest_work, q, norm, mass, a->variance);
 }
 
 static uint64_t bytes_read(const adaptive *a, const policy_params *p, const policy_query *q)
