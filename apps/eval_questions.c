@@ -115,7 +115,7 @@ static void likeness_add(likeness *k, const lanes *l, const bool *going)
     }
 }
 
-/* Of the turn that has been answered, into its result: the mean divergence, null where there was no prediction to compare, and whether the answer is that of reading everything. */
+/* Of the turn that has been answered, into its result: the sum of divergences, null where there was no prediction to compare, of how many, and whether the answer is that of reading everything. */
 static void likeness_set(likeness *k, size_t i, const text *answers, json_t *result)
 {
     const text *a = &answers[i], *full = &answers[k->full];
@@ -125,7 +125,7 @@ static void likeness_set(likeness *k, size_t i, const text *answers, json_t *res
     k->kld[i] = 0, k->n[i] = 0;
 }
 
-/* Takes the lane's next token, which goes into *id, into its answer; false when the answer ends with it or before it.  A token that ends it stays the lane's next only if it is text. */
+/* Takes the lane's next token, which is *id_out, into its answer; false when the answer ends with it or before it.  A token that ends it stays the lane's next only if it is text. */
 static bool take_token(lane *a, const lanes *l, char stop, text *answer, int32_t *id_out)
 {
     size_t len;
