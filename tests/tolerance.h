@@ -17,8 +17,9 @@
 #define TOL_ATTEND_REL 1e-5
 #define TOL_ATTEND_LSE 1e-5
 #define TOL_ATTEND_SCORE_REL 1e-6
-/* attention over rows of bytes: as above, but weights are rounded to 1 / 32512 of the largest of 64: half of that each, at random. */
+/* attention over rows of bytes: as above, but weights are rounded to 1 / 32512 of the largest of 64, or in flat tiles to 1 / 255: half of that each, at random. */
 #define TOL_ATTEND_Q8_REL 1e-4
+#define TOL_ATTEND_Q8_FLAT_REL 1.5e-3
 /* What sealing Gaussian rows of 128 elements into bytes costs against f64 over the halves: of o, root mean square over |o|; of lse. */
 #define TOL_Q8_OUTPUT 0.016
 #define TOL_Q8_LSE 0.03

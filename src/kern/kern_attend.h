@@ -69,11 +69,16 @@ static inline uint32_t kern_walk_list(const kern_span *spans, size_t n_spans, si
     return n;
 }
 
-static inline void kern_walk_over(kern_walk *w, const kern_attend_args *a, size_t row_bytes)
+/* Positions from a row of halves to the one that is asked for with it. */
+static inline uint32_t kern_ahead(const kern_attend_args *a)
 {
-    const kern_tuning tuning = a->tuning ? *a->tuning : KERN_TUNING_DEFAULT;
+    return a->tuning ? a->tuning->ahead : KERN_TUNING_DEFAULT.ahead;
+}
+
+static inline void kern_walk_over(kern_walk *w, const kern_attend_args *a, size_t row_bytes, uint32_t ahead)
+{
     uint32_t n = kern_walk_list(a->spans, a->n_spans, row_bytes, w->rows, 0, KERN_SPAN), seen = 0;
-    w->ahead = tuning.ahead < KERN_AHEAD ? tuning.ahead : KERN_AHEAD;
+    w->ahead = ahead < KERN_AHEAD ? ahead : KERN_AHEAD;
     w->row_bytes = row_bytes;
     uint32_t end = n + w->ahead, listed = kern_walk_list(a->ahead, a->n_ahead, row_bytes, w->rows, n, end);
     for (; listed < end + KERN_LANES; listed++) w->rows[listed] = listed ? w->rows[listed - 1] : NULL;
@@ -85,7 +90,7 @@ static inline void kern_walk_over(kern_walk *w, const kern_attend_args *a, size_
 
 static inline void kern_walk_begin(kern_walk *w, const kern_attend_args *a)
 {
-    kern_walk_over(w, a, (a->f32 ? 8 : 4) * a->dim);
+    kern_walk_over(w, a, (a->f32 ? 8 : 4) * a->dim, kern_ahead(a));
 }
 
 /* The next tile; n is 0 after the last. */

@@ -401,6 +401,22 @@ static float exponentials(float *s, const float *v_scale, float max, float *larg
     return avx2_fold(sum[0], sum[1]);
 }
 
+/* The weights of a tile, the largest being `largest`, as integers up to most; returns their sum. */
+static int32_t to_integers(const float *w, float largest, float most, int32_t *pairs)
+{
+    __m256 inverse = _mm256_set1_ps(most / largest);
+    __m256i sum = _mm256_setzero_si256();
+    KERN_UNROLL for (size_t t = 0; t < KERN_TILE; t += KERN_LANES) {
+        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(w + t), inverse), y = _mm256_mul_ps(_mm256_loadu_ps(w + t + AVX2_LANES), inverse);
+        __m256i integers = rounded(x, y);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(integers, _mm256_set1_epi16(1)));
+        _mm256_store_si256((__m256i *)(void *)(pairs + t / 2), integers);
+    }
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    half = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 1)));
+}
+
 /* Scores to weights for n_q queries from i on, of which query g sees the first n[g] of the tile, maybe none.  Step by step for all of them, so that one waits for
  * its maximum while another computes. */
 static void soften_group(const tile_step *st, size_t i, const uint32_t *n, tile_weights *p, size_t n_q)
@@ -417,14 +433,16 @@ static void soften_group(const tile_step *st, size_t i, const uint32_t *n, tile_
         if (top[g] > m[g]) raise_maximum(st, i + g, top[g]);
     for (size_t g = 0; g < n_q; g++) l[g] += exponentials(s + g * KERN_TILE, st->walk->v_scale + st->t->base, m[g], &largest[g]);
     for (size_t g = 0; g < n_q; g++) {
-        bool some = largest[g] >= KERN_Q8_LEAST;
-        __m256 inverse = _mm256_set1_ps(some ? KERN_Q8_MOST / largest[g] : 0);
-        p->step[g] = some ? largest[g] / KERN_Q8_MOST : 0;
-        KERN_UNROLL for (size_t t = 0; t < KERN_TILE; t += KERN_LANES) {
-            const float *w = s + g * KERN_TILE + t;
-            __m256 x = _mm256_mul_ps(_mm256_loadu_ps(w), inverse), y = _mm256_mul_ps(_mm256_loadu_ps(w + AVX2_LANES), inverse);
-            _mm256_store_si256((__m256i *)(void *)(p->pairs[g] + t / 2), rounded(x, y));
+        const float *w = s + g * KERN_TILE;
+        if (largest[g] < KERN_Q8_LEAST) {
+            memset(p->pairs[g], 0, sizeof p->pairs[g]);
+            p->step[g] = 0;
+            continue;
         }
+        p->step[g] = largest[g] / KERN_Q8_BYTE;
+        if (to_integers(w, largest[g], KERN_Q8_BYTE, p->pairs[g]) >= KERN_Q8_FLAT) continue;
+        p->step[g] = largest[g] / KERN_Q8_MOST;
+        to_integers(w, largest[g], KERN_Q8_MOST, p->pairs[g]);
     }
 }
 

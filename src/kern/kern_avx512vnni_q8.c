@@ -2,8 +2,8 @@
  *
  * Scores of two queries or more: sixteen rows are transposed in registers, so that a lane is a position, and vpdpbusd multiplies quads of their elements by
  * quads of every query, which come broadcast from memory.  One query, or a few rows that share a scale: the tree over the lanes of vpdpwssd.  Values: four
- * rows interleaved for vpdpbusd, weights being two bytes.  All sums are exact: every way gives the same bits.
- * Bounds: memory for few queries (2 * n * dim bytes), else 4 vpdpbusd per query, position and 64 elements, one a cycle. */
+ * rows interleaved for vpdpbusd, weights being one byte, or two beside a peak.  All sums are exact: every way gives the same bits.
+ * Bounds: memory for few queries (2 * n * dim bytes), else 3 vpdpbusd per query, position and 64 elements (4 with two bytes), one a cycle. */
 #include "kern_avx512.h"
 #include "kern_avx512vnni.h"
 #include "kern_q8.h"
@@ -15,6 +15,7 @@ enum {
     FEW_ROWS = 4, /* rows of one scale up to which the tree is cheaper */
     FEW = 1,      /* queries, likewise */
     LINE = 64,    /* bytes of a cache line */
+    ASK_KEYS = 6, ASK_VALUES = 2, /* lines asked for with sixteen elements of sixteen keys, with 64 of four values: keys take the longer */
 };
 
 /* One tile for one block of queries. */
@@ -26,11 +27,12 @@ typedef struct tile_step {
     size_t q0; /* the block's first query */
 } tile_step;
 
-/* Weights of KERN_GROUP queries, 256 hi + lo; a lane is four positions.  step 0: all are zero. */
+/* Weights of KERN_GROUP queries, 256 hi + lo; a lane is four positions.  step 0: all are zero.  wide: hi is written; else all of it counts as 0. */
 typedef struct tile_weights {
     _Alignas(64) int32_t hi[KERN_GROUP][KERN_TILE / 4];
     _Alignas(64) int32_t lo[KERN_GROUP][KERN_TILE / 4];
     float step[KERN_GROUP];
+    bool wide;
 } tile_weights;
 
 KERN_INLINE __m512 within_floats(__m512 x)
@@ -193,7 +195,7 @@ KERN_INLINE void lanes_group(const tile_step *st, q8_ask *ask, size_t i, uint32_
         load_anew(row);
         if (d % LINE == 0) ask_near(st, ask, first + KERN_LANES, d, KERN_LANES, hint);
         quads_of_rows(row, d, k);
-        q8_ask_lines(ask, 4, hint);
+        q8_ask_lines(ask, ASK_KEYS, hint);
         KERN_UNROLL for (int e = 0; e < 4; e++) {
             KERN_UNROLL for (int g = 0; g < n_q; g++) {
                 dot_quads(hi[g], k[e], q + e * 2 * KERN_GROUP + 2 * g);
@@ -249,6 +251,8 @@ KERN_INLINE void soften_group(const tile_step *st, size_t i, const uint32_t *n, 
     float *m = &st->w->w.m[st->q0 + i], *l = &st->w->w.l[st->q0 + i], top[KERN_GROUP], w[KERN_GROUP];
     const float *s = st->w->s + i * KERN_TILE, *v_scale = st->walk->v_scale + st->t->base;
     __m512 x[KERN_GROUP][4], sum[KERN_GROUP], largest[KERN_GROUP];
+    bool peaked[KERN_GROUP];
+    p->wide = n_q == 1; /* memory is the limit, and lines asked for half by half come sooner */
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         __mmask64 seen = n[g] < KERN_TILE ? ((__mmask64)1 << n[g]) - 1 : UINT64_MAX;
         KERN_UNROLL for (int v = 0; v < 4; v++)
@@ -270,9 +274,26 @@ KERN_INLINE void soften_group(const tile_step *st, size_t i, const uint32_t *n, 
         w[g] = _mm512_reduce_max_ps(largest[g]);
     }
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
+        __m512i w8[4], all;
         bool some = w[g] >= KERN_Q8_LEAST;
-        __m512 inverse = _mm512_set1_ps(some ? KERN_Q8_MOST / w[g] : 0);
-        p->step[g] = some ? w[g] / KERN_Q8_MOST : 0;
+        __m512 inverse = _mm512_set1_ps(some ? KERN_Q8_BYTE / w[g] : 0);
+        KERN_UNROLL for (int v = 0; v < 4; v++) {
+            w8[v] = _mm512_cvtps_epi32(_mm512_mul_ps(x[g][v], inverse));
+            all = v ? _mm512_add_epi32(all, w8[v]) : w8[v];
+            _mm_store_si128((__m128i *)(void *)(p->lo[g] + v * 4), _mm512_cvtepi32_epi8(w8[v]));
+        }
+        p->step[g] = some ? w[g] / KERN_Q8_BYTE : 0;
+        peaked[g] = some && _mm512_reduce_add_epi32(all) < KERN_Q8_FLAT;
+        p->wide |= peaked[g];
+    }
+    if (!p->wide) return;
+    for (int g = 0; g < n_q; g++) {
+        if (!peaked[g]) {
+            _mm512_store_si512(p->hi[g], _mm512_setzero_si512());
+            continue;
+        }
+        __m512 inverse = _mm512_set1_ps(KERN_Q8_MOST / w[g]);
+        p->step[g] = w[g] / KERN_Q8_MOST;
         KERN_UNROLL for (int v = 0; v < 4; v++) {
             __m512i w16 = _mm512_cvtps_epi32(_mm512_mul_ps(x[g][v], inverse));
             _mm_store_si128((__m128i *)(void *)(p->hi[g] + v * 4), _mm512_cvtepi32_epi8(_mm512_srli_epi32(w16, 8)));
@@ -291,20 +312,45 @@ static void soften(const tile_step *st, size_t i, const uint32_t *n, tile_weight
 
 /* ---- values ---------------------------------------------------------------------------------------------------------- */
 
-/* Two of the four vectors that four rows' 64 elements from d on make: lane (4 bytes) e of 128-bit part b of vector j has element d + 16 b + 4 j + e of each row. */
-KERN_INLINE void interleave(const tile_step *st, uint32_t t, size_t d, __mmask64 some, const bool upper, __m512i out[2])
+/* The four vectors that four rows' 64 elements from d on make, or the lower or the upper two of them: lane (4 bytes) e of 128-bit part b of vector j has element
+ * d + 16 b + 4 j + e of each row. */
+KERN_INLINE void interleave(const tile_step *st, uint32_t t, size_t d, __mmask64 some, const bool lower, const bool upper, __m512i *out)
 {
     __m512i r[4];
     const unsigned char *const *rows = st->t->rows + t;
     const size_t at = st->a->dim + d;
     KERN_UNROLL for (int k = 0; k < 4; k++) r[k] = some == UINT64_MAX ? _mm512_loadu_si512(rows[k] + at) : _mm512_maskz_loadu_epi8(some, rows[k] + at);
-    __m512i ab = upper ? _mm512_unpackhi_epi8(r[0], r[1]) : _mm512_unpacklo_epi8(r[0], r[1]);
-    __m512i cd = upper ? _mm512_unpackhi_epi8(r[2], r[3]) : _mm512_unpacklo_epi8(r[2], r[3]);
-    out[0] = _mm512_unpacklo_epi16(ab, cd);
-    out[1] = _mm512_unpackhi_epi16(ab, cd);
+    if (lower) {
+        __m512i ab = _mm512_unpacklo_epi8(r[0], r[1]), cd = _mm512_unpacklo_epi8(r[2], r[3]);
+        *out++ = _mm512_unpacklo_epi16(ab, cd);
+        *out++ = _mm512_unpackhi_epi16(ab, cd);
+    }
+    if (upper) {
+        __m512i ab = _mm512_unpackhi_epi8(r[0], r[1]), cd = _mm512_unpackhi_epi8(r[2], r[3]);
+        *out++ = _mm512_unpacklo_epi16(ab, cd);
+        *out++ = _mm512_unpackhi_epi16(ab, cd);
+    }
 }
 
-/* Sums over the first n rows (rounded up to 4) of n_q queries, for the two vectors. */
+/* Sums over the first n rows (rounded up to 4) of n_q queries, whose weights are single bytes. */
+KERN_INLINE void value_bytes(const tile_step *st, q8_ask *ask, const tile_weights *p, size_t d, __mmask64 some, uint32_t n, __m512i sum[][4], const int n_q,
+                             const kern_hint hint)
+{
+    KERN_UNROLL for (int g = 0; g < n_q; g++)
+        KERN_UNROLL for (int j = 0; j < 4; j++) sum[g][j] = _mm512_setzero_si512();
+    for (uint32_t t = 0; t < n; t += 4) {
+        __m512i v[4];
+        q8_ask_lines(ask, ASK_VALUES, hint);
+        ask_near(st, ask, t + KERN_NEAR, st->a->dim + d, 4, hint);
+        interleave(st, t, d, some, true, true, v);
+        KERN_UNROLL for (int g = 0; g < n_q; g++) {
+            __m512i w = _mm512_set1_epi32(p->lo[g][t / 4]);
+            KERN_UNROLL for (int j = 0; j < 4; j++) dot_bytes(sum[g][j], w, v[j]);
+        }
+    }
+}
+
+/* The same for weights of two bytes, and for two of the vectors. */
 KERN_INLINE void value_half(const tile_step *st, q8_ask *ask, const tile_weights *p, size_t d, __mmask64 some, uint32_t n, __m512i sum[][4], const bool upper,
                             const int n_q, const kern_hint hint)
 {
@@ -313,9 +359,9 @@ KERN_INLINE void value_half(const tile_step *st, q8_ask *ask, const tile_weights
         KERN_UNROLL for (int j = 0; j < 2; j++) hi[g][j] = lo[g][j] = _mm512_setzero_si512();
     for (uint32_t t = 0; t < n; t += 4) {
         __m512i v[2];
-        q8_ask_lines(ask, 2, hint);
+        q8_ask_lines(ask, n_q == 1 ? 2 : ASK_VALUES / 2, hint);
         if (!upper) ask_near(st, ask, t + KERN_NEAR, st->a->dim + d, 4, hint);
-        interleave(st, t, d, some, upper, v);
+        interleave(st, t, d, some, !upper, upper, v);
         KERN_UNROLL for (int g = 0; g < n_q; g++) {
             __m512i h = _mm512_set1_epi32(p->hi[g][t / 4]), l = _mm512_set1_epi32(p->lo[g][t / 4]);
             KERN_UNROLL for (int j = 0; j < 2; j++) {
@@ -345,14 +391,12 @@ KERN_INLINE void value_group(const tile_step *st, q8_ask *ask, const tile_weight
     for (size_t d = 0; d < dim; d += 64) {
         size_t here = kern_min_size(64, dim - d);
         __m512i sum[KERN_GROUP][4];
-        if (here == 64) {
-            value_half(st, ask, p, d, UINT64_MAX, n, sum, false, n_q, hint);
-            value_half(st, ask, p, d, UINT64_MAX, n, sum, true, n_q, hint);
-        } else {
-            __mmask64 some = ((__mmask64)1 << here) - 1;
+        __mmask64 some = here == 64 ? UINT64_MAX : ((__mmask64)1 << here) - 1;
+        if (p->wide) {
             value_half(st, ask, p, d, some, n, sum, false, n_q, hint);
             value_half(st, ask, p, d, some, n, sum, true, n_q, hint);
-        }
+        } else if (here == 64) value_bytes(st, ask, p, d, UINT64_MAX, n, sum, n_q, hint);
+        else value_bytes(st, ask, p, d, some, n, sum, n_q, hint);
         KERN_UNROLL for (int g = 0; g < n_q; g++)
             if (p->step[g] > 0) add_sums(st->a->o + (st->q0 + i + (size_t)g) * st->a->o_stride + d, sum[g], p->step[g], here);
     }

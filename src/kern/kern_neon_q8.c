@@ -5,6 +5,7 @@
 #include "kern_q8.h"
 
 #include <float.h>
+#include <string.h>
 
 enum { ROWS = 4 }; /* rows of a register tile of scores */
 
@@ -92,6 +93,19 @@ static void raise_maximum(const tile_step *st, size_t i, float top)
     *m = top;
 }
 
+/* The weights of a tile, the largest being `largest`, as integers up to most; returns their sum. */
+static int32_t to_integers(const float *w, float largest, float most, int16_t *out)
+{
+    float32x4_t inverse = vdupq_n_f32(most / largest);
+    int32x4_t sum = vdupq_n_s32(0);
+    for (size_t t = 0; t < KERN_TILE; t += NEON_LANES) {
+        int32x4_t x = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(w + t), inverse));
+        sum = vaddq_s32(sum, x);
+        vst1_s16(out + t, vmovn_s32(x));
+    }
+    return vaddvq_s32(sum);
+}
+
 /* Scores to weights for query q0 + i, which sees the first n of the tile, maybe none. */
 static void soften(const tile_step *st, size_t i, uint32_t n, tile_weights *p, size_t g)
 {
@@ -110,10 +124,16 @@ static void soften(const tile_step *st, size_t i, uint32_t n, tile_weights *p, s
         vst1q_f32(s + t, x);
     }
     st->w->w.l[st->q0 + i] += neon_fold(sum);
-    float w = vmaxnmvq_f32(largest), inverse = w >= KERN_Q8_LEAST ? KERN_Q8_MOST / w : 0;
-    p->step[g] = w >= KERN_Q8_LEAST ? w / KERN_Q8_MOST : 0;
-    for (size_t t = 0; t < KERN_TILE; t += NEON_LANES)
-        vst1_s16(p->w[g] + t, vmovn_s32(vcvtnq_s32_f32(vmulq_f32(vld1q_f32(s + t), vdupq_n_f32(inverse)))));
+    float w = vmaxnmvq_f32(largest);
+    if (w < KERN_Q8_LEAST) {
+        memset(p->w[g], 0, sizeof p->w[g]);
+        p->step[g] = 0;
+        return;
+    }
+    p->step[g] = w / KERN_Q8_BYTE;
+    if (to_integers(s, w, KERN_Q8_BYTE, p->w[g]) >= KERN_Q8_FLAT) return;
+    p->step[g] = w / KERN_Q8_MOST;
+    to_integers(s, w, KERN_Q8_MOST, p->w[g]);
 }
 
 /* o += step * sums for sixteen elements from d on, of n_q queries from i on; the first n rows of the tile. */

@@ -113,12 +113,15 @@ static void attend_query(const kern_attend_args *a, const q8_work *w, const kern
     }
     *l += scalar_fold(sum);
     if (largest < KERN_Q8_LEAST) return;
+    int32_t total = 0;
+    for (uint32_t k = 0; k < n; k++) total += nearest(s[k] * (KERN_Q8_BYTE / largest));
+    const float range = total >= KERN_Q8_FLAT ? KERN_Q8_BYTE : KERN_Q8_MOST;
     for (uint32_t k = 0; k < n; k++) {
         const int8_t *v = (const int8_t *)t->rows[k] + a->dim;
-        int32_t weight = nearest(s[k] * (KERN_Q8_MOST / largest));
+        int32_t weight = nearest(s[k] * (range / largest));
         for (size_t d = 0; d < a->dim; d++) sums[d] += weight * v[d];
     }
-    for (size_t d = 0; d < a->dim; d++) o[d] += (float)sums[d] * (largest / KERN_Q8_MOST);
+    for (size_t d = 0; d < a->dim; d++) o[d] += (float)sums[d] * (largest / range);
 }
 
 static void attend_q8(const kern_attend_args *a)
