@@ -454,7 +454,7 @@ static void test_magnitudes(void)
     }
 }
 
-/* Two positions of each tile have nearly all, and the others are not rounded away: so near is no tile whose weights are single bytes. */
+/* One or two positions of each tile have nearly all, and the others are not rounded away: so near is no tile whose weights are single bytes. */
 static void test_peaks(void)
 {
     enum { DIM = 64, N = 200, MOST = 6 };

@@ -66,7 +66,7 @@ typedef struct kern_span {
 typedef enum kern_hint { KERN_HINT_NONE, KERN_HINT_T0, KERN_HINT_T1, KERN_HINTS } kern_hint; /* not at all; into L1; into L2 */
 typedef struct kern_tuning {
     kern_hint hint;
-    uint32_t ahead; /* how many positions ahead of the arithmetic, at most KERN_AHEAD */
+    uint32_t ahead; /* how many positions ahead of the arithmetic, at most KERN_AHEAD: of rows of halves; rows of bytes are asked for twice as far ahead */
 } kern_tuning;
 enum { KERN_AHEAD = 128 };
 #define KERN_TUNING_DEFAULT ((kern_tuning){KERN_HINT_T1, KERN_TILE})

@@ -69,7 +69,7 @@ static inline uint32_t kern_walk_list(const kern_span *spans, size_t n_spans, si
     return n;
 }
 
-/* Positions from a row of halves to the one that is asked for with it. */
+/* Positions from a row of halves to the one that is asked for with it, as the call's tuning has it. */
 static inline uint32_t kern_ahead(const kern_attend_args *a)
 {
     return a->tuning ? a->tuning->ahead : KERN_TUNING_DEFAULT.ahead;

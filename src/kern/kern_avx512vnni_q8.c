@@ -15,7 +15,7 @@ enum {
     FEW_ROWS = 4, /* rows of one scale up to which the tree is cheaper */
     FEW = 1,      /* queries, likewise */
     LINE = 64,    /* bytes of a cache line */
-    ASK_KEYS = 6, ASK_VALUES = 2, /* lines asked for with sixteen elements of sixteen keys, with 64 of four values: keys take the longer */
+    ASK_KEYS = 6, ASK_VALUES = 2, /* lines asked for with sixteen elements of sixteen keys, with 64 of four values: keys take the longer.  By the tree as many as before: more gain nothing */
 };
 
 /* One tile for one block of queries. */
@@ -252,7 +252,7 @@ KERN_INLINE void soften_group(const tile_step *st, size_t i, const uint32_t *n, 
     const float *s = st->w->s + i * KERN_TILE, *v_scale = st->walk->v_scale + st->t->base;
     __m512 x[KERN_GROUP][4], sum[KERN_GROUP], largest[KERN_GROUP];
     bool peaked[KERN_GROUP];
-    p->wide = n_q == 1; /* memory is the limit, and lines asked for half by half come sooner */
+    p->wide = n_q == 1; /* whose limit is memory: reading rows once gains nothing, and asking for their lines in fewer places costs (docs/PERF.md) */
     KERN_UNROLL for (int g = 0; g < n_q; g++) {
         __mmask64 seen = n[g] < KERN_TILE ? ((__mmask64)1 << n[g]) - 1 : UINT64_MAX;
         KERN_UNROLL for (int v = 0; v < 4; v++)
